@@ -1,0 +1,140 @@
+//! Comparing two layers node by node.
+//!
+//! Two layers are of one class when the layer-parallel rewrite can evaluate them as one batched
+//! computation: the same events, and branches that are the same operators on operands that correspond.
+//! Corresponding float constants may differ in content (they are stacked), so may large integer ones and
+//! values from outside the chain; small integer constants may not: they are shapes, axes and bounds.
+
+use std::collections::{HashMap, HashSet};
+
+use super::chain::Layer;
+use super::region::Reach;
+use super::stream::Event;
+use crate::ir::{Def, Graph, ValueId};
+
+/// Why a rule declined, and where.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{reason} (at {at})")]
+pub struct Mismatch {
+    /// What differs or is missing.
+    pub reason: String,
+    /// The node.
+    pub at: String,
+}
+
+impl Mismatch {
+    /// A mismatch at the node that makes `v`.
+    pub(crate) fn at_value(graph: &Graph, v: ValueId, reason: impl Into<String>) -> Self {
+        Mismatch { reason: reason.into(), at: describe(graph, v) }
+    }
+}
+
+/// The name of the node that makes `v`, or of the value itself.
+pub(crate) fn describe(graph: &Graph, v: ValueId) -> String {
+    match graph.producing(v) {
+        Some(node) if !node.name.is_empty() => format!("node '{}'", node.name),
+        Some(node) => format!("{} {v:?}", node.op.name()),
+        None => graph.value(v).name.clone().map_or_else(|| format!("{v:?}"), |n| format!("'{n}'")),
+    }
+}
+
+/// Whether `a` and `b` are of one class; if not, the first difference.
+pub fn same_class(graph: &Graph, a: &Layer, b: &Layer, reach: &Reach) -> Result<(), Mismatch> {
+    if a.skeleton() != b.skeleton() {
+        let reason = "the layers differ in the number or order of their sub-blocks";
+        return Err(Mismatch::at_value(graph, b.output, reason));
+    }
+    let index = |layer: &Layer| -> HashMap<ValueId, usize> {
+        layer.states().into_iter().enumerate().map(|(i, v)| (v, i)).collect()
+    };
+    let mut walk = Lockstep { graph, reach, a: index(a), b: index(b), seen: HashSet::new() };
+    for (ea, eb) in a.events.iter().zip(&b.events) {
+        match (ea, eb) {
+            (Event::Join { branch: x, .. }, Event::Join { branch: y, .. }) => walk.compare(*x, *y)?,
+            _ => walk.nodes(ea.output(), eb.output())?,
+        }
+    }
+    Ok(())
+}
+
+struct Lockstep<'g> {
+    graph: &'g Graph,
+    reach: &'g Reach,
+    a: HashMap<ValueId, usize>,
+    b: HashMap<ValueId, usize>,
+    seen: HashSet<(ValueId, ValueId)>,
+}
+
+impl Lockstep<'_> {
+    /// Compares what makes two values, whatever the values themselves are.
+    fn nodes(&mut self, x: ValueId, y: ValueId) -> Result<(), Mismatch> {
+        let mut stack = Vec::new();
+        self.operands(x, y, &mut stack)?;
+        while let Some((x, y)) = stack.pop() {
+            self.visit(x, y, &mut stack)?;
+        }
+        Ok(())
+    }
+
+    fn compare(&mut self, x: ValueId, y: ValueId) -> Result<(), Mismatch> {
+        let mut stack = vec![(x, y)];
+        while let Some((x, y)) = stack.pop() {
+            self.visit(x, y, &mut stack)?;
+        }
+        Ok(())
+    }
+
+    fn visit(&mut self, x: ValueId, y: ValueId, stack: &mut Vec<(ValueId, ValueId)>) -> Result<(), Mismatch> {
+        if !self.seen.insert((x, y)) {
+            return Ok(());
+        }
+        match (self.a.get(&x), self.b.get(&y)) {
+            (Some(i), Some(j)) if i == j => return Ok(()),
+            // The chain's input is both the first layer's state and a side input of all layers.
+            _ if x == y => return Ok(()),
+            (None, None) => {}
+            _ => {
+                return Err(Mismatch::at_value(
+                    self.graph,
+                    y,
+                    "one layer reads its state where the other does not",
+                ));
+            }
+        }
+        if let (Def::Constant(s), Def::Constant(t)) = (&self.graph.value(x).def, &self.graph.value(y).def) {
+            let data = s.dtype().is_float() || s.len() > crate::infer::MAX_CONTENT;
+            let alike = s.dtype() == t.dtype() && s.shape() == t.shape() && (data || s == t);
+            return if alike {
+                Ok(())
+            } else {
+                Err(Mismatch::at_value(self.graph, y, format!("constants {s:?} and {t:?} differ")))
+            };
+        }
+        let outside = !self.reach.contains(x) && !self.reach.contains(y);
+        match self.operands(x, y, stack) {
+            Err(_) if outside && self.graph.ty(x) == self.graph.ty(y) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn operands(&self, x: ValueId, y: ValueId, stack: &mut Vec<(ValueId, ValueId)>) -> Result<(), Mismatch> {
+        let differ = |what: String| Err(Mismatch::at_value(self.graph, y, what));
+        let (Def::Node(nx, ix), Def::Node(ny, iy)) = (&self.graph.value(x).def, &self.graph.value(y).def)
+        else {
+            return differ("one is computed, the other is not".into());
+        };
+        let (Some(m), Some(n)) = (self.graph.node(*nx), self.graph.node(*ny)) else {
+            return differ("an operand was removed".into());
+        };
+        if m.op != n.op || ix != iy {
+            return differ(format!("operators differ: {:?} and {:?}", m.op, n.op));
+        }
+        if m.inputs.len() != n.inputs.len()
+            || m.inputs.iter().zip(&n.inputs).any(|(p, q)| p.is_some() != q.is_some())
+        {
+            return differ(format!("{} has different operands", m.op.name()));
+        }
+        stack.extend(m.inputs.iter().zip(&n.inputs).filter_map(|(p, q)| Some(((*p)?, (*q)?))));
+        Ok(())
+    }
+}

@@ -1,0 +1,23 @@
+//! Analyses of a graph: the residual stream, the layer chain on it, classes of layers, and what the
+//! skip path does to the state.
+//!
+//! ```text
+//!   stream   joins and maps, linked skip to skip: h0 → … → hN        (one walk, longest stream)
+//!   chain    the stream cut into layers at attention; side inputs, taps, kind
+//!   lockstep two layers compared node by node: the same class, or a reason why not
+//! ```
+//!
+//! Everything is found by structure; names play no part.
+
+mod chain;
+mod kind;
+mod lockstep;
+mod region;
+mod stream;
+mod transfer;
+
+pub use chain::{Chain, Class, Kind, Layer, SideInput, Stopped, Tap, find_chain};
+pub use lockstep::{Mismatch, same_class};
+pub use region::{Reach, state_dependent};
+pub use stream::{Event, Stream, find_stream};
+pub use transfer::Transfer;

@@ -1,0 +1,299 @@
+//! The residual stream: the longest sequence of joins, linked skip to skip.
+//!
+//! ```text
+//!   h0 ──●──────────▶ + ──●──────────▶ + ──▶ …        ● state     + join
+//!        └─▶ branch ──┘   └─▶ branch ──┘
+//! ```
+//!
+//! A *join* adds a branch to the state that the branch was computed from. A *map* changes the state on
+//! the skip path without a branch: a cast, a scale by a constant, a mix with a side input, or, in
+//! post-norm models, the normalisation. The stream is found in one walk in order of evaluation: every
+//! value keeps the best way that leads to it.
+
+use std::collections::HashSet;
+
+use super::chain::Stopped;
+use crate::ir::{Binary, Graph, Node, NodeId, Op, Type, Unary, ValueId};
+
+/// One step of the stream, from a state to the next.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The state passes through a node that is part of the skip path.
+    Map {
+        /// The node.
+        node: NodeId,
+        /// State before.
+        input: ValueId,
+        /// State after.
+        output: ValueId,
+    },
+    /// A branch is added to the state.
+    Join {
+        /// The addition.
+        node: NodeId,
+        /// State before.
+        input: ValueId,
+        /// What is added.
+        branch: ValueId,
+        /// State after.
+        output: ValueId,
+    },
+}
+
+impl Event {
+    /// State before.
+    pub fn input(&self) -> ValueId {
+        match self {
+            Event::Map { input, .. } | Event::Join { input, .. } => *input,
+        }
+    }
+
+    /// State after.
+    pub fn output(&self) -> ValueId {
+        match self {
+            Event::Map { output, .. } | Event::Join { output, .. } => *output,
+        }
+    }
+
+    /// The node that makes the state after.
+    pub fn node(&self) -> NodeId {
+        match self {
+            Event::Map { node, .. } | Event::Join { node, .. } => *node,
+        }
+    }
+
+    /// What is added, for a join.
+    pub fn branch(&self) -> Option<ValueId> {
+        match self {
+            Event::Map { .. } => None,
+            Event::Join { branch, .. } => Some(*branch),
+        }
+    }
+}
+
+/// The longest residual stream of a graph.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// The state before the first event.
+    pub origin: ValueId,
+    /// Events in order; the last one is a join, or a normalisation that belongs to it.
+    pub events: Vec<Event>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Best {
+    joins: u32,
+    last: Option<Event>,
+}
+
+/// Finds the longest residual stream.
+pub fn find_stream(graph: &Graph) -> Result<Stream, Stopped> {
+    let order = graph.topological().map_err(|e| Stopped::new(e.to_string(), ""))?;
+    let mut position = vec![0usize; graph.value_count()];
+    let mut best: Vec<Best> = vec![Best::default(); graph.value_count()];
+    for (at, id) in order.iter().enumerate() {
+        let Some(node) = graph.node(*id) else { continue };
+        for v in &node.outputs {
+            position[v.index()] = at + 1;
+        }
+        let [output] = node.outputs[..] else { continue };
+        if !graph.ty(output).is_some_and(is_state_type) {
+            continue;
+        }
+        for (operand, other) in state_operands(graph, node) {
+            let event = step(graph, &best, &position, *id, operand, other, output);
+            let joins = best[operand.index()].joins + u32::from(matches!(event, Event::Join { .. }));
+            // Among equals a map wins, since a mix with an older state (`λ·h + μ·x0`) looks like a join
+            // from that state's side; else the way through the first operand stays.
+            let found = best[output.index()];
+            let mix = matches!((event, found.last), (Event::Map { .. }, Some(Event::Join { .. })));
+            if found.last.is_none() || joins > found.joins || (joins == found.joins && mix) {
+                best[output.index()] = Best { joins, last: Some(event) };
+            }
+        }
+    }
+    let Some((end, _)) = graph
+        .values()
+        .map(|(v, _)| (v, best[v.index()].joins))
+        .max_by_key(|(v, joins)| (*joins, std::cmp::Reverse(position[v.index()])))
+        .filter(|(_, joins)| *joins > 0)
+    else {
+        return Err(Stopped::new(
+            "there is no residual stream: no addition joins a value with a branch computed from it",
+            "",
+        ));
+    };
+    let mut stream = walk_back(&best, end);
+    settle_first_mixes(graph, &best, &mut stream);
+    stream.events.extend(closing_norm(graph, &stream));
+    Ok(stream)
+}
+
+/// Before the first join both operands of a mix `λ·x0 + μ·x0` are the state, scaled: the one that stands
+/// where the later mixes have theirs is the skip path.
+fn settle_first_mixes(graph: &Graph, best: &[Best], stream: &mut Stream) {
+    let operands = |e: &Event| match graph.node(e.node()) {
+        Some(n) if n.op == Op::Binary(Binary::Add) && e.branch().is_none() => {
+            Some([n.input(0)?, n.input(1)?])
+        }
+        _ => None,
+    };
+    let joins_from = stream.events.iter().position(|e| e.branch().is_some()).unwrap_or(0);
+    let Some(usual) =
+        stream.events[joins_from..].iter().find_map(|e| operands(e)?.iter().position(|v| *v == e.input()))
+    else {
+        return;
+    };
+    for at in (0..joins_from).rev() {
+        let event = stream.events[at];
+        let Some(skip) = operands(&event).map(|o| o[usual]).filter(|v| *v != event.input()) else { continue };
+        let way = walk_back(best, skip);
+        if way.origin == stream.origin && way.events.iter().all(|e| e.branch().is_none()) {
+            stream.events[at] = Event::Map { node: event.node(), input: skip, output: event.output() };
+            stream.events.splice(..at, way.events);
+            return;
+        }
+    }
+}
+
+/// In a post-norm trunk the normalisation after the last join is part of it, as it is after every other.
+fn closing_norm(graph: &Graph, stream: &Stream) -> Option<Event> {
+    let joins = stream.events.iter().filter(|e| e.branch().is_some()).count();
+    let normed = stream.events.windows(2).filter(|w| w[0].branch().is_some() && is_norm(graph, w[1].node()));
+    let input = stream.events.last()?.output();
+    if joins < 2 || normed.count() + 1 != joins {
+        return None;
+    }
+    let (node, n) = graph.nodes().find(|(id, n)| is_norm(graph, *id) && n.input(0) == Some(input))?;
+    Some(Event::Map { node, input, output: *n.outputs.first()? })
+}
+
+fn is_norm(graph: &Graph, node: NodeId) -> bool {
+    graph.node(node).is_some_and(|n| matches!(n.op, Op::LayerNorm { .. } | Op::RmsNorm { .. }))
+}
+
+fn walk_back(best: &[Best], end: ValueId) -> Stream {
+    let mut events = Vec::new();
+    let mut at = end;
+    while let Some(event) = best[at.index()].last {
+        events.push(event);
+        at = event.input();
+    }
+    events.reverse();
+    // What passes the state on before the first join is not yet a stream.
+    Stream { origin: at, events }
+}
+
+/// States are float values with a feature axis and at least one more.
+fn is_state_type(ty: &Type) -> bool {
+    ty.dtype.is_float() && ty.rank() >= 2
+}
+
+/// The operands that can be the state which `node` passes on, each with the other operand if any.
+fn state_operands(graph: &Graph, node: &Node) -> Vec<(ValueId, Option<ValueId>)> {
+    let Some(output) = node.outputs.first().and_then(|v| graph.ty(*v)) else { return vec![] };
+    let fits = |v: &ValueId| graph.ty(*v).is_some_and(|t| same_extent(t, output));
+    let constant = |v: ValueId| graph.tensor(v).is_some();
+    match (&node.op, node.input(0), node.input(1)) {
+        (Op::Identity | Op::Cast { .. } | Op::Unary(Unary::Neg), Some(a), _) => {
+            [(a, None)].into_iter().filter(|(a, _)| fits(a)).collect()
+        }
+        (Op::LayerNorm { .. } | Op::RmsNorm { .. }, Some(a), _) => vec![(a, None)],
+        (Op::Binary(Binary::Mul), Some(a), Some(b)) => {
+            let both = [(a, Some(b)), (b, Some(a))];
+            both.into_iter().filter(|(s, o)| fits(s) && o.is_some_and(constant) && !constant(*s)).collect()
+        }
+        (Op::Binary(Binary::Div | Binary::Sub), Some(a), Some(b)) => {
+            let sub = node.op == Op::Binary(Binary::Sub);
+            [(a, Some(b))].into_iter().filter(|(s, _)| fits(s) && (sub || constant(b))).collect()
+        }
+        (Op::Binary(Binary::Add), Some(a), Some(b)) => {
+            [(a, Some(b)), (b, Some(a))].into_iter().filter(|(s, _)| fits(s) && !constant(*s)).collect()
+        }
+        _ => vec![],
+    }
+}
+
+/// Equal ranks and no two known sizes that differ.
+fn same_extent(a: &Type, b: &Type) -> bool {
+    a.rank() == b.rank()
+        && a.shape.iter().zip(&b.shape).all(|(x, y)| match (x.known(), y.known()) {
+            (Some(x), Some(y)) => x == y,
+            _ => true,
+        })
+}
+
+fn step(
+    graph: &Graph,
+    best: &[Best],
+    position: &[usize],
+    node: NodeId,
+    input: ValueId,
+    other: Option<ValueId>,
+    output: ValueId,
+) -> Event {
+    let map = Event::Map { node, input, output };
+    let is_add = graph.node(node).is_some_and(|n| n.op == Op::Binary(Binary::Add));
+    let Some(branch) = other.filter(|_| is_add) else { return map };
+    let fits = match (graph.ty(branch), graph.ty(output)) {
+        (Some(a), Some(b)) => same_extent(a, b),
+        _ => false,
+    };
+    if fits && is_branch_of(graph, best, position, branch, input) {
+        Event::Join { node, input, branch, output }
+    } else {
+        map
+    }
+}
+
+/// Whether `branch` is computed, by more than scaling, from a state on the way to `skip`.
+fn is_branch_of(graph: &Graph, best: &[Best], position: &[usize], branch: ValueId, skip: ValueId) -> bool {
+    let mut states = HashSet::from([skip]);
+    let mut oldest = skip;
+    while let Some(event) = best[oldest.index()].last {
+        oldest = event.input();
+        states.insert(oldest);
+    }
+    let core = scaled_core(graph, branch);
+    // A state that is only mixed or scaled is no branch.
+    let mut mixed = core;
+    loop {
+        if states.contains(&mixed) {
+            return false;
+        }
+        match best[mixed.index()].last {
+            Some(Event::Map { node, input, .. }) if !is_norm(graph, node) => mixed = input,
+            _ => break,
+        }
+    }
+    let horizon = position[oldest.index()];
+    let mut seen = HashSet::new();
+    let mut stack = vec![core];
+    while let Some(v) = stack.pop() {
+        if states.contains(&v) {
+            return true;
+        }
+        if position[v.index()] > horizon && seen.insert(v) {
+            stack.extend(graph.producing(v).into_iter().flat_map(Node::operands));
+        }
+    }
+    false
+}
+
+/// What is left of a value without casts, signs and constant factors.
+fn scaled_core(graph: &Graph, mut v: ValueId) -> ValueId {
+    loop {
+        let Some(node) = graph.producing(v) else { return v };
+        let constant = |at: usize| node.input(at).is_some_and(|v| graph.tensor(v).is_some());
+        let next = match node.op {
+            Op::Identity | Op::Cast { .. } | Op::Unary(Unary::Neg) => node.input(0),
+            Op::Binary(Binary::Mul | Binary::Div) if constant(1) => node.input(0),
+            Op::Binary(Binary::Mul) if constant(0) => node.input(1),
+            _ => None,
+        };
+        match next {
+            Some(next) => v = next,
+            None => return v,
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Operators that index.
+
+use super::content::{Small, known};
+use super::context::{Context, axis_within, broadcasts_to, fail, may_equal, same_dtype};
+use super::{InferError, Inferred};
+use crate::ir::{DType, Dim, Type};
+
+/// Indices must be integers.
+fn integers(ty: &Type, role: &str) -> Result<(), InferError> {
+    if ty.dtype.is_int() { Ok(()) } else { fail(format!("{role} are {}, not integers", ty.dtype)) }
+}
+
+/// `data, indices`.
+pub(super) fn gather(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+    let (data, indices) = (cx.required(0, "data")?, cx.required(1, "indices")?);
+    if let Some(ty) = indices.ty {
+        integers(ty, "indices")?;
+    }
+    if let Some(ty) = data.ty {
+        axis_within(axis, ty.rank())?;
+    }
+    let (Some(ty), Some(at)) = (data.ty, indices.ty) else { return Ok(Inferred::unknown()) };
+    let (before, rest) = ty.shape.split_at(axis);
+    let shape: Vec<Dim> = before.iter().chain(&at.shape).chain(&rest[1..]).cloned().collect();
+    let indices = Small::of(&indices);
+    if let (Some(indices), Some(n)) = (&indices, ty.shape[axis].known())
+        && let Some(i) =
+            indices.data.iter().filter_map(Dim::known).find(|i| *i < n.saturating_neg() || *i >= n)
+    {
+        return fail(format!("index {i} is outside axis {axis} of size {n}"));
+    }
+    let content = match (Small::of(&data), indices, known(&shape)) {
+        (Some(data), Some(indices), Some(shape)) => gather_content(&data, &indices, axis, shape),
+        _ => None,
+    };
+    Ok(Inferred::new(ty.dtype, shape).with(content))
+}
+
+fn gather_content(data: &Small, indices: &Small, axis: usize, shape: Vec<usize>) -> Option<Small> {
+    let picked = axis + indices.shape.len();
+    let size = i64::try_from(data.shape[axis]).ok()?;
+    Small::build(shape, |at| {
+        let i = indices.get(&at[axis..picked])?.known()?;
+        let i = usize::try_from(if i < 0 { i + size } else { i }).ok()?;
+        let from: Vec<usize> =
+            at[..axis].iter().copied().chain([i]).chain(at[picked..].iter().copied()).collect();
+        data.get(&from).cloned()
+    })
+}
+
+/// `data, indices` of one rank; the result has the indices' shape.
+pub(super) fn gather_elements(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+    let (data, indices) = (cx.ty(0, "data")?, cx.ty(1, "indices")?);
+    let (Some(data), Some(indices)) = (data, indices) else { return Ok(Inferred::unknown()) };
+    integers(indices, "indices")?;
+    axis_within(axis, data.rank())?;
+    if indices.rank() != data.rank() {
+        return fail(format!("indices have rank {} but data has rank {}", indices.rank(), data.rank()));
+    }
+    Ok(Inferred::new(data.dtype, indices.shape.clone()))
+}
+
+/// `data, indices [.., k]`: the last axis indexes `k` axes of the data.
+pub(super) fn gather_nd(cx: &mut Context<'_, '_>, batch_dims: usize) -> Result<Inferred, InferError> {
+    let (data, indices) = (cx.ty(0, "data")?, cx.ty(1, "indices")?);
+    let (Some(data), Some(indices)) = (data, indices) else { return Ok(Inferred::unknown()) };
+    integers(indices, "indices")?;
+    let Some((k, lead)) = indices.shape.split_last() else { return fail("indices have rank 0") };
+    if batch_dims > lead.len() || batch_dims > data.rank() {
+        return fail(format!(
+            "{batch_dims} batch axes with data of rank {} and indices of rank {}",
+            data.rank(),
+            indices.rank()
+        ));
+    }
+    for (axis, (a, b)) in lead.iter().zip(&data.shape).take(batch_dims).enumerate() {
+        if !may_equal(a, b) {
+            return fail(format!("batch axis {axis} is {b} in data and {a} in indices"));
+        }
+    }
+    let Some(k) = k.known_size() else { return Ok(Inferred::unknown()) };
+    let Some(rest) = batch_dims.checked_add(k).and_then(|n| data.shape.get(n..)) else {
+        return fail(format!("{k} indices after {batch_dims} batch axes exceed the rank {}", data.rank()));
+    };
+    Ok(Inferred::new(data.dtype, lead.iter().chain(rest).cloned().collect()))
+}
+
+/// `data, indices, updates` of one rank; the result has the data's shape.
+pub(super) fn scatter_elements(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+    let (data, indices) = (cx.ty(0, "data")?, cx.ty(1, "indices")?);
+    let updates = cx.ty(2, "updates")?;
+    let Some(data) = data else { return Ok(Inferred::unknown()) };
+    axis_within(axis, data.rank())?;
+    for (ty, role) in [(indices, "indices"), (updates, "updates")] {
+        if let Some(ty) = ty
+            && ty.rank() != data.rank()
+        {
+            return fail(format!("{role} have rank {} but data has rank {}", ty.rank(), data.rank()));
+        }
+    }
+    if let (Some(indices), Some(updates)) = (indices, updates) {
+        integers(indices, "indices")?;
+        same_dtype(data, updates)?;
+        if !indices.shape.iter().zip(&updates.shape).all(|(a, b)| may_equal(a, b)) {
+            return fail(format!("indices {:?} and updates {:?} differ", indices.shape, updates.shape));
+        }
+    }
+    Ok(Inferred::new(data.dtype, data.shape.clone()))
+}
+
+/// `data, indices [.., k], updates`; the result has the data's shape.
+pub(super) fn scatter_nd(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+    let (data, indices) = (cx.ty(0, "data")?, cx.ty(1, "indices")?);
+    let updates = cx.ty(2, "updates")?;
+    let Some(data) = data else { return Ok(Inferred::unknown()) };
+    if let (Some(indices), Some(updates)) = (indices, updates) {
+        integers(indices, "indices")?;
+        same_dtype(data, updates)?;
+        let Some((k, lead)) = indices.shape.split_last() else { return fail("indices have rank 0") };
+        if let Some(k) = k.known_size() {
+            let Some(rest) = data.shape.get(k..) else {
+                return fail(format!("{k} indices exceed the rank {}", data.rank()));
+            };
+            let expected: Vec<Dim> = lead.iter().chain(rest).cloned().collect();
+            let fits = expected.len() == updates.rank()
+                && expected.iter().zip(&updates.shape).all(|(a, b)| may_equal(a, b));
+            if !fits {
+                return fail(format!("updates are {:?}, not {expected:?}", updates.shape));
+            }
+        }
+    }
+    Ok(Inferred::new(data.dtype, data.shape.clone()))
+}
+
+/// `indices, depth, values [2]`: a new axis of size `depth`.
+pub(super) fn one_hot(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+    let indices = cx.ty(0, "indices")?;
+    let depth = cx.required(1, "depth")?;
+    let values = cx.ty(2, "values")?;
+    let (Some(indices), Some(values)) = (indices, values) else { return Ok(Inferred::unknown()) };
+    broadcasts_to(&values.shape, &[Dim::from(2usize)], "values")?;
+    axis_within(axis, indices.rank() + 1)?;
+    let float = depth.constant.filter(|t| t.dtype().is_float()).and_then(|t| t.item());
+    let size = match (Small::of(&depth).and_then(|d| d.only().cloned()), float) {
+        (Some(d), _) => d,
+        (None, Some(d)) => Dim::from(d as i64),
+        (None, None) => cx.fresh(),
+    };
+    let mut shape = indices.shape.clone();
+    shape.insert(axis, size);
+    Ok(Inferred::new(values.dtype, shape))
+}
+
+/// Positions of the non-zero elements: `[rank, n]`.
+pub(super) fn non_zero(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+    let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
+    let rank = ty.rank().max(1);
+    Ok(Inferred::new(DType::I64, vec![rank.into(), cx.fresh()]))
+}

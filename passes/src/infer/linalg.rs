@@ -1,0 +1,53 @@
+//! Matrix products.
+
+use super::context::{Context, agree, broadcast, broadcasts_to, fail, same_dtype};
+use super::{InferError, Inferred};
+use crate::ir::Dim;
+
+/// `a [.., m, k] · b [.., k, n]`; vectors as in NumPy.
+pub(super) fn matmul(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+    let (a, b) = (cx.ty(0, "a")?, cx.ty(1, "b")?);
+    for (ty, role) in [(a, "a"), (b, "b")] {
+        if ty.is_some_and(|t| t.rank() == 0) {
+            return fail(format!("{role} has rank 0"));
+        }
+    }
+    let (Some(a), Some(b)) = (a, b) else { return Ok(Inferred::unknown()) };
+    same_dtype(a, b)?;
+    let (a_lead, m, k_a) = match &a.shape[..] {
+        [k] => (&[][..], None, k),
+        [lead @ .., m, k] => (lead, Some(m), k),
+        [] => return fail("a has rank 0"),
+    };
+    let (b_lead, k_b, n) = match &b.shape[..] {
+        [k] => (&[][..], k, None),
+        [lead @ .., k, n] => (lead, k, Some(n)),
+        [] => return fail("b has rank 0"),
+    };
+    agree(k_a, k_b, "contraction")?;
+    let mut shape = broadcast(a_lead, b_lead)?;
+    shape.extend(m.into_iter().chain(n).cloned());
+    Ok(Inferred::new(a.dtype, shape))
+}
+
+/// `op(a) [m, k] · op(b) [k, n] + c?`.
+pub(super) fn gemm(cx: &mut Context<'_, '_>, trans_a: bool, trans_b: bool) -> Result<Inferred, InferError> {
+    let (a, b) = (cx.ty(0, "a")?, cx.ty(1, "b")?);
+    let c = cx.optional(2).and_then(|c| c.ty);
+    let matrix = |shape: &[Dim], role: &str, trans: bool| match shape {
+        [rows, columns] if trans => Ok([columns.clone(), rows.clone()]),
+        [rows, columns] => Ok([rows.clone(), columns.clone()]),
+        other => fail(format!("{role} has rank {}, not 2", other.len())),
+    };
+    let a = a.map(|a| Ok::<_, InferError>((a, matrix(&a.shape, "a", trans_a)?))).transpose()?;
+    let b = b.map(|b| Ok::<_, InferError>((b, matrix(&b.shape, "b", trans_b)?))).transpose()?;
+    let (Some((a_ty, [m, k_a])), Some((b_ty, [k_b, n]))) = (a, b) else { return Ok(Inferred::unknown()) };
+    same_dtype(a_ty, b_ty)?;
+    agree(&k_a, &k_b, "contraction")?;
+    let shape = vec![m, n];
+    if let Some(c) = c {
+        same_dtype(a_ty, c)?;
+        broadcasts_to(&c.shape, &shape, "c")?;
+    }
+    Ok(Inferred::new(a_ty.dtype, shape))
+}

@@ -1,0 +1,242 @@
+//! The plan language: how a chain of layers is divided and solved.
+//!
+//! ```text
+//! PLAN    := "sequential" | SEGMENT (" " SEGMENT)*
+//! SEGMENT := ["N*"] ( "sN" | "CxFM" ["[" OPTION ("," OPTION)* "]"] )
+//! OPTION  := k=N | init=h0|batch_fwd | surrogate=auto|identity|transfer|jacobi | elk=0.1 | avg | tap=partial|unit
+//! ```
+//!
+//! A [`Plan`] is what was written; [`Plan::place`] lays it over a chain of `L` layers and gives a
+//! [`PlacedPlan`], whose text is the normal form.
+
+mod parse;
+
+use std::fmt;
+
+pub use parse::PlanError;
+
+/// The state that a unit starts from before the first iteration (METHOD §3).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Init {
+    /// The segment's input, for every unit.
+    #[default]
+    H0,
+    /// Each unit evaluated on the segment's input.
+    BatchForward,
+}
+
+/// What stands for the Jacobian of a unit (METHOD §1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum SurrogateChoice {
+    /// Identity for residual chains, the stream mixing for hyper-connections.
+    #[default]
+    Auto,
+    /// The identity matrix.
+    Identity,
+    /// What the skip path does to the state.
+    Transfer,
+    /// Zero: plain fixed-point iteration.
+    Jacobi,
+}
+
+/// What a state read from inside a fused unit becomes (METHOD §4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TapRule {
+    /// The partial sum up to the tapped layer, plus the unit's correction.
+    #[default]
+    Partial,
+    /// The corrected output of the unit that contains the layer.
+    Unit,
+}
+
+/// A parallel segment: `units` chunks of `fused` consecutive layers, solved together.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Parallel {
+    /// Units `C`.
+    pub units: usize,
+    /// Layers `M` fused into each unit.
+    pub fused: usize,
+    /// Newton iterations `K`.
+    pub iterations: usize,
+    /// First guess.
+    pub init: Init,
+    /// Jacobian surrogate.
+    pub surrogate: SurrogateChoice,
+    /// Damping: the surrogate is multiplied by `1 - elk`.
+    pub elk: f64,
+    /// Divide the fused branches' sum by `M`.
+    pub avg: bool,
+    /// Tap rule.
+    pub tap: TapRule,
+}
+
+impl Parallel {
+    /// `CxFM` with the default options.
+    pub fn new(units: usize, fused: usize) -> Self {
+        Parallel {
+            units,
+            fused,
+            iterations: 1,
+            init: Init::default(),
+            surrogate: SurrogateChoice::default(),
+            elk: 0.0,
+            avg: false,
+            tap: TapRule::default(),
+        }
+    }
+
+    /// Layers covered.
+    pub fn layers(&self) -> usize {
+        self.units.saturating_mul(self.fused)
+    }
+
+    /// Iterations that can still change anything: after as many as there are units the segment is exact.
+    pub fn effective_iterations(&self) -> usize {
+        self.iterations.min(self.units)
+    }
+
+    /// Dependent unit evaluations, the first guess included.
+    pub fn depth(&self) -> usize {
+        self.effective_iterations() + usize::from(self.init == Init::BatchForward && self.units > 1)
+    }
+}
+
+/// One piece of a plan.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Segment {
+    /// So many layers, one after the other.
+    Sequential(usize),
+    /// Layers solved together.
+    Parallel(Parallel),
+}
+
+impl Segment {
+    /// Layers covered.
+    pub fn layers(&self) -> usize {
+        match self {
+            Segment::Sequential(n) => *n,
+            Segment::Parallel(p) => p.layers(),
+        }
+    }
+}
+
+/// A plan as written; layers that it does not cover come first and are sequential.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Plan {
+    /// Segments in order; empty for `sequential`.
+    pub segments: Vec<Segment>,
+}
+
+impl Plan {
+    /// The plan that changes nothing.
+    pub fn sequential() -> Self {
+        Plan::default()
+    }
+
+    /// Lays the plan over a chain of `layers`.
+    pub fn place(&self, layers: usize) -> Result<PlacedPlan, PlanError> {
+        let covered = self.segments.iter().fold(0usize, |n, s| n.saturating_add(s.layers()));
+        if covered > layers {
+            return Err(PlanError::TooManyLayers { plan: self.to_string(), covered, layers });
+        }
+        let mut segments = vec![Segment::Sequential(layers - covered)];
+        for segment in &self.segments {
+            match (segments.last_mut(), segment) {
+                (Some(Segment::Sequential(n)), Segment::Sequential(more)) => *n += more,
+                _ => segments.push(*segment),
+            }
+        }
+        segments.retain(|s| s.layers() > 0);
+        Ok(PlacedPlan { segments, layers })
+    }
+}
+
+/// A plan that covers a chain exactly, in normal form.
+#[derive(Clone, PartialEq, Debug)]
+pub struct PlacedPlan {
+    /// Segments in order, covering every layer.
+    pub segments: Vec<Segment>,
+    /// Layers of the chain.
+    pub layers: usize,
+}
+
+impl PlacedPlan {
+    /// Whether nothing is parallel.
+    pub fn is_sequential(&self) -> bool {
+        self.segments.iter().all(|s| matches!(s, Segment::Sequential(_)))
+    }
+
+    /// Layers or units that must be evaluated one after the other.
+    pub fn sequential_depth(&self) -> usize {
+        self.segments
+            .iter()
+            .map(|s| match s {
+                Segment::Sequential(n) => *n,
+                Segment::Parallel(p) => p.depth(),
+            })
+            .sum()
+    }
+}
+
+impl fmt::Display for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Segment::Sequential(n) => write!(f, "s{n}"),
+            Segment::Parallel(p) => fmt::Display::fmt(p, f),
+        }
+    }
+}
+
+impl fmt::Display for Parallel {
+    /// Options at their defaults are left out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}xF{}", self.units, self.fused)?;
+        let mut options = Vec::new();
+        if self.iterations != 1 {
+            options.push(format!("k={}", self.iterations));
+        }
+        if self.init == Init::BatchForward {
+            options.push("init=batch_fwd".into());
+        }
+        match self.surrogate {
+            SurrogateChoice::Auto => {}
+            SurrogateChoice::Identity => options.push("surrogate=identity".into()),
+            SurrogateChoice::Transfer => options.push("surrogate=transfer".into()),
+            SurrogateChoice::Jacobi => options.push("surrogate=jacobi".into()),
+        }
+        if self.elk != 0.0 {
+            options.push(format!("elk={}", self.elk));
+        }
+        if self.avg {
+            options.push("avg".into());
+        }
+        if self.tap == TapRule::Unit {
+            options.push("tap=unit".into());
+        }
+        if options.is_empty() { Ok(()) } else { write!(f, "[{}]", options.join(",")) }
+    }
+}
+
+fn write_segments(f: &mut fmt::Formatter<'_>, segments: &[Segment]) -> fmt::Result {
+    let mut rest = segments;
+    let mut first = true;
+    while let Some(segment) = rest.first() {
+        let run = rest.iter().take_while(|s| *s == segment).count();
+        let repeat = if run > 1 { format!("{run}*") } else { String::new() };
+        write!(f, "{}{repeat}{segment}", if first { "" } else { " " })?;
+        (first, rest) = (false, &rest[run..]);
+    }
+    if first { f.write_str("sequential") } else { Ok(()) }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_segments(f, &self.segments)
+    }
+}
+
+impl fmt::Display for PlacedPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_sequential() { f.write_str("sequential") } else { write_segments(f, &self.segments) }
+    }
+}

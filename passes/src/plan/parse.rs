@@ -1,0 +1,221 @@
+//! Parsing of plans.
+
+use std::str::FromStr;
+
+use super::{Init, Parallel, Plan, Segment, SurrogateChoice, TapRule};
+
+/// What is wrong with a plan.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    /// Text that is not a plan.
+    #[error("plan '{plan}': {reason}")]
+    Syntax {
+        /// The text.
+        plan: String,
+        /// What was expected.
+        reason: String,
+    },
+    /// Part of the language that is not implemented.
+    #[error("plan '{plan}': {what} is not implemented yet")]
+    NotYet {
+        /// The text.
+        plan: String,
+        /// The option.
+        what: String,
+    },
+    /// More layers than the model has.
+    #[error("plan '{plan}' covers {covered} layers but the model has {layers}")]
+    TooManyLayers {
+        /// The plan.
+        plan: String,
+        /// Layers the plan needs.
+        covered: usize,
+        /// Layers of the chain.
+        layers: usize,
+    },
+}
+
+/// Repetitions and sizes beyond this are typing errors.
+const MAX_COUNT: usize = 65_536;
+
+impl FromStr for Plan {
+    type Err = PlanError;
+
+    fn from_str(text: &str) -> Result<Self, PlanError> {
+        let fail = |reason: String| PlanError::Syntax { plan: text.into(), reason };
+        let trimmed = text.trim();
+        match trimmed {
+            "" => return Err(fail("empty; write 'sequential' or segments such as 's8 12xF2'".into())),
+            "sequential" => return Ok(Plan::sequential()),
+            "auto" => return Err(PlanError::NotYet { plan: text.into(), what: "plan search (auto)".into() }),
+            file if file.ends_with(".toml") => {
+                return Err(PlanError::NotYet {
+                    plan: text.into(),
+                    what: "reading plans from a file".into(),
+                });
+            }
+            _ => {}
+        }
+        let mut segments = Vec::new();
+        for word in words(trimmed) {
+            let (repeat, body) = match word.split_once('*') {
+                Some((n, body)) => (count(n).map_err(|r| fail(format!("in '{word}': {r}")))?, body),
+                None => (1, word),
+            };
+            let segment = segment(body).map_err(|e| match e {
+                Reject::Syntax(reason) => fail(format!("in '{word}': {reason}")),
+                Reject::NotYet(what) => PlanError::NotYet { plan: text.into(), what },
+            })?;
+            if segments.len() + repeat > MAX_COUNT {
+                return Err(fail(format!("more than {MAX_COUNT} segments")));
+            }
+            segments.extend(std::iter::repeat_n(segment, repeat));
+        }
+        Ok(Plan { segments })
+    }
+}
+
+/// Splits at blanks outside brackets, so that `[k=2, avg]` may be written with a blank.
+fn words(text: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    let (mut start, mut depth) = (None, 0i32);
+    for (i, c) in text.char_indices() {
+        match c {
+            '[' => depth += 1,
+            ']' => depth -= 1,
+            _ => {}
+        }
+        if c.is_whitespace() && depth <= 0 {
+            words.extend(start.take().map(|s| &text[s..i]));
+        } else if start.is_none() {
+            start = Some(i);
+        }
+    }
+    words.extend(start.map(|s| &text[s..]));
+    words
+}
+
+enum Reject {
+    Syntax(String),
+    NotYet(String),
+}
+
+impl From<String> for Reject {
+    fn from(reason: String) -> Self {
+        Reject::Syntax(reason)
+    }
+}
+
+fn count(text: &str) -> Result<usize, String> {
+    match text.trim().parse::<usize>() {
+        Ok(n) if (1..=MAX_COUNT).contains(&n) => Ok(n),
+        _ => Err(format!("'{text}' is not a count from 1 to {MAX_COUNT}")),
+    }
+}
+
+fn segment(body: &str) -> Result<Segment, Reject> {
+    let (shape, options) = match body.split_once('[') {
+        None => (body, None),
+        Some((shape, rest)) => {
+            let options = rest.strip_suffix(']').ok_or_else(|| "the bracket is not closed".to_string())?;
+            (shape, Some(options))
+        }
+    };
+    if let Some(n) = shape.strip_prefix('s') {
+        if options.is_some() {
+            return Err("sequential layers take no options".to_string().into());
+        }
+        return Ok(Segment::Sequential(count(n)?));
+    }
+    let Some((units, fused)) = shape.split_once("xF") else {
+        return Err(
+            format!("'{shape}' is neither sN (sequential) nor CxFM (C units of M fused layers)").into()
+        );
+    };
+    let mut parallel = Parallel::new(count(units)?, count(fused)?);
+    for option in options.into_iter().flat_map(|o| o.split(',')).map(str::trim) {
+        apply(&mut parallel, option)?;
+    }
+    Ok(Segment::Parallel(parallel))
+}
+
+fn apply(p: &mut Parallel, option: &str) -> Result<(), Reject> {
+    let (key, value) = option.split_once('=').unwrap_or((option, ""));
+    match (key, value) {
+        ("k", n) => p.iterations = count(n)?,
+        ("init", "h0") => p.init = Init::H0,
+        ("init", "batch_fwd") => p.init = Init::BatchForward,
+        ("surrogate", "auto") => p.surrogate = SurrogateChoice::Auto,
+        ("surrogate", "identity") => p.surrogate = SurrogateChoice::Identity,
+        ("surrogate", "transfer") => p.surrogate = SurrogateChoice::Transfer,
+        ("surrogate", "jacobi") => p.surrogate = SurrogateChoice::Jacobi,
+        ("init", "preheat" | "warm") | ("surrogate", "diagonal" | "exact") | ("kv", "exact" | "shared") => {
+            return Err(Reject::NotYet(option.into()));
+        }
+        ("elk", a) => match a.parse::<f64>() {
+            Ok(a) if (0.0..=1.0).contains(&a) => p.elk = a,
+            _ => return Err(format!("elk={a} is not a number from 0 to 1").into()),
+        },
+        ("avg", "") => p.avg = true,
+        ("tap", "partial") => p.tap = TapRule::Partial,
+        ("tap", "unit") => p.tap = TapRule::Unit,
+        _ => {
+            return Err(format!(
+                "'{option}' is no option; there are k=N, init=h0|batch_fwd, \
+                 surrogate=auto|identity|transfer|jacobi, elk=A, avg, tap=partial|unit"
+            )
+            .into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed(text: &str, layers: usize) -> String {
+        text.parse::<Plan>().unwrap().place(layers).unwrap().to_string()
+    }
+
+    #[test]
+    fn normal_form() {
+        assert_eq!(placed("12xF2", 32), "s8 12xF2");
+        assert_eq!(placed("s8 12xF2", 32), "s8 12xF2");
+        assert_eq!(placed("4*1xF2 s2", 12), "s2 4*1xF2 s2");
+        assert_eq!(placed("1xF2 1xF2", 4), "2*1xF2");
+        assert_eq!(placed("s1 s2 2xF1", 6), "s4 2xF1");
+        assert_eq!(placed("sequential", 6), "sequential");
+        assert_eq!(placed("s6", 6), "sequential");
+        assert_eq!(placed("2xF1[k=1,init=h0,surrogate=auto,elk=0,tap=partial]", 2), "2xF1");
+        let all = "2xF2[k=2,init=batch_fwd,surrogate=transfer,elk=0.1,avg,tap=unit]";
+        assert_eq!(placed(all, 4), all);
+        assert_eq!(placed("2xF2[ k=2, avg ]", 4), "2xF2[k=2,avg]");
+    }
+
+    #[test]
+    fn depth_counts_iterations_and_the_first_guess() {
+        let depth = |t: &str| t.parse::<Plan>().unwrap().place(32).unwrap().sequential_depth();
+        assert_eq!(depth("12xF2"), 9);
+        assert_eq!(depth("12xF2[k=2,init=batch_fwd]"), 11);
+        assert_eq!(depth("2xF1[k=9]"), 32);
+    }
+
+    #[test]
+    fn rejections_say_what_is_wrong() {
+        let error = |t: &str| t.parse::<Plan>().unwrap_err().to_string();
+        assert!(error("").contains("empty"));
+        assert!(error("8").contains("neither"));
+        assert!(error("2xF0").contains("count"));
+        assert!(error("s2[k=1]").contains("no options"));
+        assert!(error("2xF1[k=2").contains("bracket"));
+        assert!(error("2xF1[elk=2]").contains("0 to 1"));
+        assert!(error("2xF1[depth=2]").contains("no option"));
+        assert!(error("99999999999999999999*1xF2").contains("count"));
+        for later in ["auto", "plan.toml", "2xF1[init=warm]", "2xF1[surrogate=exact]", "2xF1[kv=shared]"] {
+            assert!(error(later).contains("not implemented yet"), "{later}");
+        }
+        let too_many = "12xF2".parse::<Plan>().unwrap().place(6).unwrap_err().to_string();
+        assert_eq!(too_many, "plan '12xF2' covers 24 layers but the model has 6");
+    }
+}

@@ -1,0 +1,240 @@
+use super::*;
+use crate::ir::{
+    Attention, Binary, Correction, CorrectionForm, DType, Rotary, RotaryTable, Tensor, Type, Unary,
+};
+use crate::rewrite::testing::{assert_same, count, f32s, histogram, random};
+
+fn lowered(graph: &Graph, dialect: &Dialect) -> Graph {
+    let mut out = graph.clone();
+    lower(&mut out, dialect).unwrap();
+    assert_same(graph, &out, 2e-6);
+    out
+}
+
+fn assert_basic(graph: &Graph) {
+    let foreign = [
+        "GeluErf",
+        "GeluTanh",
+        "Silu",
+        "Swish",
+        "Mish",
+        "LayerNormalization",
+        "RMSNormalization",
+        "RotaryEmbedding",
+        "Attention",
+        "Correction",
+        "Dims",
+        "Einsum",
+    ];
+    let found = histogram(graph);
+    assert!(!foreign.iter().any(|op| found.contains_key(*op)), "{found:?}");
+}
+
+fn one(op: Op, operands: &[Type]) -> Graph {
+    let mut g = Graph::new("one");
+    let inputs: Vec<ValueId> =
+        operands.iter().enumerate().map(|(i, t)| g.add_input(&format!("x{i}"), t.clone())).collect();
+    let y = g.op(op, &inputs);
+    g.add_output("y", y);
+    g
+}
+
+#[test]
+fn activations_become_arithmetic() {
+    for f in [
+        Unary::Silu,
+        Unary::GeluErf,
+        Unary::GeluTanh,
+        Unary::Swish { alpha: 1.702 },
+        Unary::Mish,
+        Unary::HardSwish,
+    ] {
+        assert_basic(&lowered(&one(Op::Unary(f), &[f32s(&[-1, 6])]), &Dialect::basic()));
+    }
+    let kept = lowered(&one(Op::Unary(Unary::GeluTanh), &[f32s(&[-1, 6])]), &Dialect::onnx(20));
+    assert_eq!(count(&kept, "GeluTanh"), 1);
+}
+
+#[test]
+fn norms_become_arithmetic_or_get_their_scale() {
+    let (layer, rms) = (Op::LayerNorm { axis: 2, epsilon: 1e-5 }, Op::RmsNorm { axis: 2, epsilon: 1e-5 });
+    let x = f32s(&[-1, -2, 8]);
+    for operands in [vec![x.clone()], vec![x.clone(), f32s(&[8])], vec![x.clone(), f32s(&[-1, 1, 8])]] {
+        for op in [&layer, &rms] {
+            let g = one(op.clone(), &operands);
+            assert_basic(&lowered(&g, &Dialect::basic()));
+            let kept = lowered(&g, &Dialect::onnx(23));
+            let (_, norm) = kept.nodes().find(|(_, n)| n.op == *op).unwrap();
+            assert_eq!(kept.shape(norm.input(1).unwrap()).unwrap(), [8i64.into()]);
+            assert_eq!(count(&kept, "Mul"), usize::from(operands.get(1).is_some_and(|t| t.rank() == 3)));
+        }
+        let g = one(layer.clone(), &[operands, vec![f32s(&[8])]].concat());
+        if g.nodes().all(|(_, n)| n.inputs.len() == 3) {
+            assert_basic(&lowered(&g, &Dialect::basic()));
+            lowered(&g, &Dialect::onnx(17));
+        }
+    }
+}
+
+#[test]
+fn rotations_become_slices() {
+    for interleaved in [false, true] {
+        for (table, width) in [(RotaryTable::Half, 4), (RotaryTable::Full, 8)] {
+            let tables = f32s(&[-2, width]);
+            let g = one(
+                Op::Rotary(Rotary { interleaved, table }),
+                &[f32s(&[-1, 2, -2, 8]), tables.clone(), tables],
+            );
+            assert_basic(&lowered(&g, &Dialect::basic()));
+        }
+    }
+}
+
+fn attention(a: Attention, kv_heads: i64, lead: &[i64], mask: Option<Type>) -> Graph {
+    let with = |tail: &[i64]| f32s(&[lead, tail].concat());
+    let mut operands = vec![with(&[4, -2, 8]), with(&[kv_heads, -3, 8]), with(&[kv_heads, -3, 6])];
+    operands.extend(mask);
+    one(Op::Attention(a), &operands)
+}
+
+const PLAIN: Attention = Attention { scale: 0.3, causal: false, window: None, softcap: None, safe: false };
+
+#[test]
+fn attention_becomes_matmuls() {
+    let bools = Type::new(DType::Bool, f32s(&[-1, 1, -2, -3]).shape);
+    for (causal, window) in [(false, None), (true, None), (true, Some(3)), (false, Some(2))] {
+        for (kv_heads, lead) in [(4, &[-1][..]), (2, &[-1]), (1, &[]), (2, &[3, -1])] {
+            for mask in [None, Some(f32s(&[-2, -3])), Some(bools.clone()).filter(|_| lead == [-1])] {
+                for (softcap, safe) in [(None, false), (Some(2.0), true)] {
+                    let a = Attention { causal, window, softcap, safe, ..PLAIN };
+                    assert_basic(&lowered(&attention(a, kv_heads, lead, mask.clone()), &Dialect::basic()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_standard_attention_stays() {
+    let standard = Dialect::onnx(23);
+    assert_eq!(count(&lowered(&attention(PLAIN, 2, &[-1], None), &standard), "Attention"), 1);
+    for other in [
+        attention(Attention { causal: true, ..PLAIN }, 2, &[-1], None),
+        attention(Attention { window: Some(2), ..PLAIN }, 2, &[-1], None),
+        attention(PLAIN, 2, &[3, -1], None),
+        attention(Attention { softcap: Some(2.0), ..PLAIN }, 2, &[-1], Some(f32s(&[-2, -3]))),
+    ] {
+        assert_eq!(count(&lowered(&other, &standard), "Attention"), 0);
+    }
+}
+
+#[test]
+fn corrections_become_sums() {
+    let f = f32s(&[3, -1, 2, 4]);
+    for shared in [false, true] {
+        let s = if shared { f32s(&[-1, 2, 4]) } else { f.clone() };
+        for last_only in [false, true] {
+            let prefix = Op::Correction(Correction { form: CorrectionForm::Prefix, last_only });
+            assert_basic(&lowered(&one(prefix, &[f.clone(), s.clone()]), &Dialect::basic()));
+            for (streams, stream_axis, order) in [(1, 0, 3), (2, 2, 6), (4, 3, 12)] {
+                let form = CorrectionForm::Linear { streams, stream_axis };
+                let linear = Op::Correction(Correction { form, last_only });
+                let g = one(linear, &[f.clone(), s.clone(), f32s(&[order, order])]);
+                assert_basic(&lowered(&g, &Dialect::basic()));
+            }
+        }
+    }
+}
+
+#[test]
+fn kept_corrections_stay() {
+    let f = f32s(&[3, -1, 4]);
+    let op = Op::Correction(Correction { form: CorrectionForm::Prefix, last_only: true });
+    let dialect = Dialect { corrections: true, ..Dialect::onnx(17) };
+    assert_eq!(count(&lowered(&one(op, &[f.clone(), f]), &dialect), "Correction"), 1);
+}
+
+#[test]
+fn sizes_come_from_the_inputs() {
+    let mut g = Graph::new("sizes");
+    let x = g.add_input("x", f32s(&[-1, -2]));
+    let (b, t) = (Dim::symbol("b"), Dim::symbol("t"));
+    let sizes = [
+        b.clone() * t.clone(),
+        t.clone() - b.clone() * 3i64.into(),
+        (t.clone() - b.clone() * 4i64.into()).floor_div(&2i64.into()).unwrap(),
+        t.modulo(&b).unwrap(),
+        t.maximum(&b),
+        t.minimum(&b),
+        7i64.into(),
+    ];
+    let v = g.dims(&sizes).unwrap();
+    let scalar = g.dim_scalar(&(t + b)).unwrap();
+    let all = g.bin(Binary::Add, v, scalar);
+    g.add_output("y", all);
+    let y = g.un(Unary::Exp, x);
+    g.add_output("z", y);
+    assert_basic(&lowered(&g, &Dialect::basic()));
+}
+
+#[test]
+fn f16_norms_compute_wide() {
+    let half = |shape: &[i64]| Type::new(DType::F16, f32s(shape).shape);
+    let mut g = one(Op::RmsNorm { axis: 1, epsilon: 1e-5 }, &[half(&[-1, 8]), half(&[8])]);
+    let w: Vec<half::f16> = random(9, &[8]).to_f32().iter().map(|x| half::f16::from_f32(*x)).collect();
+    let w = g.constant(Tensor::from_vec(vec![8], w).unwrap());
+    let y = g.outputs[0].value;
+    let y = g.bin(Binary::Mul, y, w);
+    g.outputs[0].value = y;
+    let mut out = g.clone();
+    lower(&mut out, &Dialect::basic()).unwrap();
+    assert_same(&g, &out, 2e-3);
+}
+
+#[test]
+fn our_runtime_takes_all_but_einsum() {
+    for g in [
+        attention(Attention { causal: true, window: Some(2), ..PLAIN }, 2, &[3, -1], None),
+        one(Op::RmsNorm { axis: 2, epsilon: 1e-5 }, &[f32s(&[-1, -2, 8])]),
+        one(Op::Unary(Unary::Silu), &[f32s(&[-1, 6])]),
+    ] {
+        let before = histogram(&g);
+        assert_eq!(histogram(&lowered(&g, &Dialect::runtime())), before);
+    }
+}
+
+#[test]
+fn einsum_becomes_matmul() {
+    let sizes = |letters: &str| {
+        let size = |c| match c {
+            'b' => -1,
+            't' => -2,
+            's' => -3,
+            'i' | 'j' => 4,
+            'h' => 2,
+            _ => 3,
+        };
+        f32s(&letters.chars().map(size).collect::<Vec<_>>())
+    };
+    for (equation, transposes) in [
+        ("ij,bjkl->bikl", 0),
+        ("j,bjkl->bkl", 0),
+        ("btd,dn->btn", 0),
+        ("bij,bjd->bid", 0),
+        ("bthd,bshd->bhts", 2),
+        ("bhts,bshd->bthd", 2),
+        ("bi,bj->bij", 0),
+        ("bt,bt->b", 0),
+        ("bt,t", 0),
+        ("ij->ji", 1),
+        ("btd->bd", 0),
+        ("bi,ij,jd->bd", 0),
+        ("bkd,nd->nbk", 1),
+    ] {
+        let operands = equation.split("->").next().unwrap();
+        let types: Vec<Type> = operands.split(',').map(sizes).collect();
+        let g = lowered(&one(Op::Einsum { equation: equation.into() }, &types), &Dialect::basic());
+        assert_basic(&g);
+        assert!(count(&g, "Transpose") <= transposes, "{equation}: {:?}", histogram(&g));
+    }
+}

@@ -1,0 +1,432 @@
+//! The layer-parallel rewrite: a plan applied to a chain. Fidelity: approximate.
+//!
+//! For every parallel segment of `C` units with input `h`:
+//!
+//! ```text
+//!   s = h (h0)  or  units(h) (batch_fwd)
+//!   K times:   f = units([h, s_1 .. s_{C-1}])        one batched evaluation
+//!              s = correction(f, s)                  METHOD §1
+//!   the segment's output is s_C; taps read s_j, or a partial sum plus unit j's correction (METHOD §4)
+//! ```
+//!
+//! The graph is rewritten in place: everything that read the segment's last state reads `s_C` instead,
+//! and the original layers die.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::units::{Evaluated, PartialTaps, SegmentContext, evaluate};
+use super::vectorize::{Batched, VectorizeError};
+use crate::analysis::{Chain, Event, Mismatch, Tap, Transfer, state_dependent};
+use crate::ir::{
+    Binary, Correction, CorrectionForm, Graph, GraphError, Invalid, Op, Tensor, ValueId, validate,
+};
+use crate::plan::{Init, Parallel, PlacedPlan, Segment, SurrogateChoice, TapRule};
+
+/// A rewritten model and what was done.
+#[derive(Clone)]
+pub struct Parallelized {
+    /// The layer-parallel graph.
+    pub graph: Graph,
+    /// One entry per parallel segment.
+    pub segments: Vec<SegmentReport>,
+    /// Correction nodes in the graph.
+    pub corrections: usize,
+}
+
+/// What became of one parallel segment.
+#[derive(Clone, Debug)]
+pub struct SegmentReport {
+    /// The segment, as the plan writes it.
+    pub segment: Parallel,
+    /// Zero-based layers of each unit.
+    pub units: Vec<Vec<usize>>,
+    /// Layers that were evaluated as one batch, by class.
+    pub batches: Vec<Vec<usize>>,
+    /// What stands for the Jacobian: `identity`, `transfer`, `jacobi`, or `none` for a single unit.
+    pub surrogate: &'static str,
+}
+
+/// Why a plan cannot be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ParallelizeError {
+    /// The plan is for another number of layers.
+    #[error("the plan is laid over {plan} layers but the chain has {chain}")]
+    Layers {
+        /// Layers of the plan.
+        plan: usize,
+        /// Layers of the chain.
+        chain: usize,
+    },
+    /// A segment cannot be rewritten.
+    #[error("segment {segment} (layers {first}-{last}): {source}")]
+    Segment {
+        /// The segment, as the plan writes it.
+        segment: String,
+        /// First layer, zero-based.
+        first: usize,
+        /// Last layer, zero-based.
+        last: usize,
+        /// The reason and the place.
+        #[source]
+        source: Mismatch,
+    },
+    /// An edit was refused: a defect of the rewrite.
+    #[error("the rewrite made an ill-typed node: {0}")]
+    Graph(#[from] GraphError),
+    /// The result is not a valid graph: a defect of the rewrite.
+    #[error("the rewrite made an invalid graph: {0}")]
+    Invalid(#[from] Invalid),
+}
+
+/// Applies a plan to a cleaned-up graph and its chain.
+pub fn parallelize(
+    graph: &Graph,
+    chain: &Chain,
+    plan: &PlacedPlan,
+) -> Result<Parallelized, ParallelizeError> {
+    if plan.layers != chain.layers.len() {
+        return Err(ParallelizeError::Layers { plan: plan.layers, chain: chain.layers.len() });
+    }
+    let mut rewrite = Rewrite { graph: graph.clone(), chain, replaced: HashMap::new() };
+    let mut segments = Vec::new();
+    let mut first = 0;
+    for segment in &plan.segments {
+        if let Segment::Parallel(p) = segment {
+            let last = first + p.layers() - 1;
+            let report = rewrite.segment(p, first).map_err(|e| match e {
+                VectorizeError::Graph(e) => ParallelizeError::Graph(e),
+                VectorizeError::Mismatch(source) => {
+                    ParallelizeError::Segment { segment: p.to_string(), first, last, source }
+                }
+            })?;
+            segments.push(report);
+        }
+        first += segment.layers();
+    }
+    let mut graph = rewrite.graph;
+    graph.remove_dead();
+    validate(&graph)?;
+    let corrections = graph.nodes().filter(|(_, n)| matches!(n.op, Op::Correction(_))).count();
+    Ok(Parallelized { graph, segments, corrections })
+}
+
+struct Rewrite<'a> {
+    graph: Graph,
+    chain: &'a Chain,
+    /// States of the original that a rewritten segment has replaced.
+    replaced: HashMap<ValueId, ValueId>,
+}
+
+/// What stands for the Jacobian of each unit.
+enum Surrogate {
+    Identity { damping: f64 },
+    Scales { factors: Vec<f64>, damping: f64 },
+    None,
+}
+
+impl Rewrite<'_> {
+    fn current(&self, v: ValueId) -> ValueId {
+        self.replaced.get(&v).copied().unwrap_or(v)
+    }
+
+    fn segment(&mut self, p: &Parallel, first: usize) -> Result<SegmentReport, VectorizeError> {
+        let layers: Vec<usize> = (first..first + p.layers()).collect();
+        let units: Vec<Vec<usize>> = layers.chunks(p.fused).map(<[usize]>::to_vec).collect();
+        let input = self.current(self.chain.layers[first].input);
+        let taps = self.taps(&layers);
+        self.refuse_leaks(&layers, &taps)?;
+        if p.fused > 1 {
+            self.refuse_unfusable(&layers)?;
+        }
+        let surrogate = self.surrogate(p, &units)?;
+        let reach = state_dependent(&self.graph, input);
+        let entry = layers.iter().map(|l| (*l, self.current(self.chain.layers[*l].input))).collect();
+        let forbidden: HashSet<ValueId> =
+            layers.iter().flat_map(|l| self.chain.layers[*l].events.iter().map(Event::output)).collect();
+        let context = SegmentContext {
+            chain: self.chain,
+            units: units.clone(),
+            entry,
+            reach: &reach,
+            forbidden: &forbidden,
+            avg: p.avg,
+        };
+        let solver = Solver { context: &context, plan: p, surrogate: &surrogate, input, first };
+        let solved = solver.solve(&mut self.graph, &taps)?;
+        for (old, new) in solved {
+            self.graph.replace_uses(old, new)?;
+            self.replaced.insert(old, new);
+        }
+        let mut batches: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for layer in &layers {
+            batches.entry(self.chain.layers[*layer].class).or_default().push(*layer);
+        }
+        let surrogate = match surrogate {
+            _ if p.units == 1 => "none",
+            Surrogate::Identity { .. } => "identity",
+            Surrogate::Scales { .. } => "transfer",
+            Surrogate::None => "jacobi",
+        };
+        Ok(SegmentReport { segment: *p, units, batches: batches.into_values().collect(), surrogate })
+    }
+
+    /// The taps on states of these layers, except the last one's output, which the segment gives anyway.
+    fn taps(&self, layers: &[usize]) -> Vec<Tap> {
+        let last = layers.last().map(|l| self.chain.layers[*l].output);
+        let own: HashSet<ValueId> =
+            layers.iter().flat_map(|l| self.chain.layers[*l].events.iter().map(Event::output)).collect();
+        self.chain.taps.iter().filter(|t| own.contains(&t.value) && Some(t.value) != last).cloned().collect()
+    }
+
+    /// Values inside the layers that are read elsewhere have no place in the rewritten segment.
+    fn refuse_leaks(&self, layers: &[usize], taps: &[Tap]) -> Result<(), VectorizeError> {
+        let refuse = |v, reason: String| Err(Mismatch::at_value(&self.graph, v, reason).into());
+        if let Some(tap) = taps.iter().find(|t| t.inside) {
+            let reason = format!(
+                "the state between the sub-blocks of layer {} is read by {}",
+                tap.after_layer,
+                tap.readers.join(", ")
+            );
+            return refuse(tap.value, reason);
+        }
+        let inside: HashSet<_> =
+            layers.iter().flat_map(|l| self.chain.layers[*l].nodes.iter().copied()).collect();
+        let states: HashSet<ValueId> = layers.iter().flat_map(|l| self.chain.layers[*l].states()).collect();
+        let users = self.graph.users();
+        let outputs: HashMap<ValueId, &str> =
+            self.graph.outputs.iter().map(|o| (o.value, o.name.as_str())).collect();
+        // What depends on the segment's input alone (such as `μ·x0` that all layers share) stays exact.
+        let first = layers.first().and_then(|l| self.chain.layers[*l].events.first());
+        let Some(approximated) = first.map(|e| state_dependent(&self.graph, e.output())) else {
+            return Ok(());
+        };
+        for v in inside.iter().filter_map(|n| self.graph.node(*n)).flat_map(|n| &n.outputs) {
+            if states.contains(v) || !approximated.contains(*v) {
+                continue;
+            }
+            if let Some(name) = outputs.get(v) {
+                return refuse(*v, format!("a value inside a layer is the model's output '{name}'"));
+            }
+            if users[v.index()].iter().any(|n| !inside.contains(n)) {
+                return refuse(*v, "a value inside a layer is read outside the parallel segment".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Fusing is defined for skip paths that are affine in the state.
+    fn refuse_unfusable(&self, layers: &[usize]) -> Result<(), VectorizeError> {
+        for event in layers.iter().flat_map(|l| &self.chain.layers[*l].events) {
+            if let Transfer::Other(what) = Transfer::of(&self.graph, event)
+                && what != "a factor per feature"
+            {
+                let reason = format!("layers cannot be fused: {what} lies on the skip path");
+                return Err(Mismatch::at_value(&self.graph, event.output(), reason).into());
+            }
+        }
+        Ok(())
+    }
+
+    fn surrogate(&self, p: &Parallel, units: &[Vec<usize>]) -> Result<Surrogate, VectorizeError> {
+        let damping = 1.0 - p.elk;
+        match p.surrogate {
+            SurrogateChoice::Auto | SurrogateChoice::Identity => Ok(Surrogate::Identity { damping }),
+            SurrogateChoice::Jacobi => Ok(Surrogate::None),
+            SurrogateChoice::Transfer => {
+                let mut factors = Vec::with_capacity(units.len());
+                for unit in units {
+                    factors.push(self.unit_factor(unit)?);
+                }
+                Ok(Surrogate::Scales { factors, damping })
+            }
+        }
+    }
+
+    /// The product over the skip path's maps of the mean over the unit's layers.
+    fn unit_factor(&self, unit: &[usize]) -> Result<f64, VectorizeError> {
+        let events = self.chain.layers[unit[0]].events.len();
+        let mut product = 1.0;
+        for e in 0..events {
+            let mut sum = 0.0;
+            for layer in unit {
+                let Some(event) = self.chain.layers[*layer].events.get(e) else { continue };
+                let transfer = Transfer::of(&self.graph, event);
+                let refuse = || {
+                    let reason = "surrogate=transfer needs a skip path that scales the state by a constant";
+                    Mismatch::at_value(&self.graph, event.output(), reason)
+                };
+                sum += transfer.scale().ok_or_else(refuse)?;
+            }
+            product *= sum / unit.len() as f64;
+        }
+        Ok(product)
+    }
+}
+
+struct Solver<'a> {
+    context: &'a SegmentContext<'a>,
+    plan: &'a Parallel,
+    surrogate: &'a Surrogate,
+    input: ValueId,
+    first: usize,
+}
+
+/// Old estimates of the units' outputs.
+#[derive(Clone, Copy)]
+enum Estimates {
+    /// The segment's input, for every unit.
+    Input,
+    /// `[C, ..]`.
+    Units(ValueId),
+}
+
+impl Solver<'_> {
+    fn count(&self) -> usize {
+        self.context.units.len()
+    }
+
+    /// The layer's unit and how many of the unit's layers lie at or before it.
+    fn place(&self, after_layer: usize) -> (usize, usize) {
+        let offset = after_layer - 1 - self.first;
+        (offset / self.plan.fused, offset % self.plan.fused + 1)
+    }
+
+    /// Original states and what replaces them: the taps, then the segment's last state.
+    fn solve(&self, graph: &mut Graph, taps: &[Tap]) -> Result<Vec<(ValueId, ValueId)>, VectorizeError> {
+        let mut partial: PartialTaps = BTreeMap::new();
+        let mut places = Vec::new();
+        for tap in taps {
+            let (unit, keep) = self.place(tap.after_layer);
+            let inside = keep < self.plan.fused && self.plan.tap == TapRule::Partial;
+            if inside && partial.insert(unit, keep).is_some_and(|other| other != keep) {
+                let reason = "two states inside one fused unit are read: use tap=unit or smaller units";
+                return Err(Mismatch::at_value(graph, tap.value, reason).into());
+            }
+            places.push((tap.value, unit, inside));
+        }
+        let last_layer = self.context.units.last().and_then(|u| u.last()).copied().unwrap_or(self.first);
+        let old_output = self.context.chain.layers[last_layer].output;
+        if self.count() == 1 {
+            let out = evaluate(graph, self.context, Batched::shared(self.input), &partial)?;
+            let mut replaced = Vec::new();
+            for (value, _, inside) in places {
+                let new = if inside { out.partial.get(&0).copied() } else { None };
+                replaced.push((value, new.unwrap_or(out.outputs)));
+            }
+            replaced.push((old_output, out.outputs));
+            return Ok(replaced);
+        }
+        let mut old = match self.plan.init {
+            Init::H0 => Estimates::Input,
+            Init::BatchForward => {
+                let none = PartialTaps::new();
+                Estimates::Units(evaluate(graph, self.context, Batched::shared(self.input), &none)?.outputs)
+            }
+        };
+        let iterations = self.plan.effective_iterations();
+        for k in 0..iterations {
+            let last = k + 1 == iterations;
+            let wanted = if last { partial.clone() } else { PartialTaps::new() };
+            let input = self.unit_inputs(graph, old)?;
+            let out = evaluate(graph, self.context, input, &wanted)?;
+            if last {
+                return self.finish(graph, &out, old, &places, old_output);
+            }
+            old = Estimates::Units(self.correct(graph, out.outputs, old, false)?);
+        }
+        Ok(vec![])
+    }
+
+    /// What each unit reads: `h` for the first, the estimate of the unit before for the others.
+    fn unit_inputs(&self, graph: &mut Graph, old: Estimates) -> Result<Batched, VectorizeError> {
+        let Estimates::Units(s) = old else { return Ok(Batched::shared(self.input)) };
+        let h = graph.add(Op::Unsqueeze { axes: vec![0] }, &[self.input])?;
+        let (start, end) = (graph.ints(&[0]), graph.ints(&[self.count() as i64 - 1]));
+        let before = graph.add(Op::Slice { axes: vec![0], steps: vec![1] }, &[s, start, end])?;
+        Ok(Batched::lanes(graph.add(Op::Concat { axis: 0 }, &[h, before])?))
+    }
+
+    fn finish(
+        &self,
+        graph: &mut Graph,
+        out: &Evaluated,
+        old: Estimates,
+        places: &[(ValueId, usize, bool)],
+        old_output: ValueId,
+    ) -> Result<Vec<(ValueId, ValueId)>, VectorizeError> {
+        if places.is_empty() {
+            return Ok(vec![(old_output, self.correct(graph, out.outputs, old, true)?)]);
+        }
+        let all = self.correct(graph, out.outputs, old, false)?;
+        let mut replaced = Vec::new();
+        for (value, unit, inside) in places {
+            let mut new = self.row(graph, all, *unit)?;
+            if let Some(partial) = out.partial.get(unit).filter(|_| *inside) {
+                // The partial sum plus what the correction adds to the whole unit.
+                let uncorrected = self.row(graph, out.outputs, *unit)?;
+                let correction = graph.add(Op::Binary(Binary::Sub), &[new, uncorrected])?;
+                new = graph.add(Op::Binary(Binary::Add), &[*partial, correction])?;
+            }
+            replaced.push((*value, new));
+        }
+        replaced.push((old_output, self.row(graph, all, self.count() - 1)?));
+        Ok(replaced)
+    }
+
+    fn row(&self, graph: &mut Graph, v: ValueId, unit: usize) -> Result<ValueId, VectorizeError> {
+        let (start, end) = (graph.ints(&[unit as i64]), graph.ints(&[unit as i64 + 1]));
+        let row = graph.add(Op::Slice { axes: vec![0], steps: vec![1] }, &[v, start, end])?;
+        Ok(graph.add(Op::Squeeze { axes: vec![0] }, &[row])?)
+    }
+
+    fn correct(
+        &self,
+        graph: &mut Graph,
+        f: ValueId,
+        old: Estimates,
+        last_only: bool,
+    ) -> Result<ValueId, VectorizeError> {
+        let s = match old {
+            Estimates::Input => self.input,
+            Estimates::Units(s) => s,
+        };
+        let matrix = match self.surrogate {
+            Surrogate::None => {
+                return if last_only { self.row(graph, f, self.count() - 1) } else { Ok(f) };
+            }
+            Surrogate::Identity { damping } if *damping == 1.0 => None,
+            Surrogate::Identity { damping } => Some(recurrence(&vec![1.0; self.count()], *damping)),
+            Surrogate::Scales { factors, damping } => Some(recurrence(factors, *damping)),
+        };
+        let Some(matrix) = matrix else {
+            let op = Op::Correction(Correction { form: CorrectionForm::Prefix, last_only });
+            return Ok(graph.add_named("identity_newton", op, &[f, s])?);
+        };
+        let n = self.count();
+        let tensor =
+            Tensor::from_vec(vec![n, n], matrix).map_err(|e| Mismatch::at_value(graph, f, e.to_string()))?;
+        let mut t = graph.constant(tensor);
+        if let Some(to) = graph.ty(f).map(|t| t.dtype).filter(|d| *d != crate::ir::DType::F32) {
+            t = graph.add(Op::Cast { to }, &[t])?;
+        }
+        let form = CorrectionForm::Linear { streams: 1, stream_axis: 0 };
+        let op = Op::Correction(Correction { form, last_only });
+        Ok(graph.add_named("linear_newton", op, &[f, s, t])?)
+    }
+}
+
+/// `T` of METHOD §1: `T[j, i] = a^{j-i} A_j ··· A_{i+1}` for `i ≤ j`, row-major `[C, C]`.
+fn recurrence(factors: &[f64], damping: f64) -> Vec<f32> {
+    let n = factors.len();
+    let mut t = vec![0f32; n * n];
+    for i in 0..n {
+        let mut product = 1.0;
+        for j in i..n {
+            if j > i {
+                product *= damping * factors[j];
+            }
+            t[j * n + i] = product as f32;
+        }
+    }
+    t
+}

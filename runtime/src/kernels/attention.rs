@@ -1,0 +1,172 @@
+//! Scaled dot-product attention with an online softmax: no matrix of scores in memory.
+//!
+//! Bindings: `q`, `k`, `v`, `mask` (or `q` again), `out`.
+
+use snlp_passes::ir::Attention as Attributes;
+
+use super::layout::{Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+
+const KERNEL: &str = "attention";
+/// Leading axes, before the heads.
+const MAX_BATCH: usize = 3;
+/// Largest head.
+pub const MAX_HEAD: u32 = 256;
+/// Up to this many queries a workgroup takes one query and divides the keys.
+const DECODE: u32 = 4;
+
+/// An attention, as the operator of the IR defines it.
+#[derive(Debug)]
+pub struct Attention<'a> {
+    /// `[batch.., Hq, T, d]`, f32.
+    pub q: &'a Operand,
+    /// `[batch.., Hkv, S, d]`, f32.
+    pub k: &'a Operand,
+    /// `[batch.., Hkv, S, e]`, f32.
+    pub v: &'a Operand,
+    /// Bool or f32, broadcasts to `[batch.., Hq, T, S]`.
+    pub mask: Option<&'a Operand>,
+    /// `[batch.., Hq, T, e]`, f32.
+    pub out: &'a Operand,
+    /// Scale, masks, cap.
+    pub attributes: Attributes,
+}
+
+/// The kernels to choose from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Variant {
+    /// An invocation per query; no workgroup memory.
+    Software,
+    /// A workgroup per query, its invocations dividing the keys.
+    Decode,
+    /// A workgroup per 16 queries.
+    Tiled,
+}
+
+impl Attention<'_> {
+    /// The dispatch, with the variant that suits the device and the shape.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit, a head is larger than [`MAX_HEAD`], or more than three batch
+    /// axes remain after merging.
+    pub fn launch(&self, limits: &Limits) -> Result<Launch, KernelError> {
+        let queries = self.q.view.shape.iter().rev().nth(1).copied().unwrap_or(0);
+        let variant = match (limits.software, queries) {
+            (true, _) => Variant::Software,
+            (false, 0..=DECODE) => Variant::Decode,
+            (false, _) => Variant::Tiled,
+        };
+        self.launch_as(variant, limits)
+    }
+
+    /// The dispatch in a given variant.
+    ///
+    /// # Errors
+    /// As [`Attention::launch`].
+    pub fn launch_as(&self, variant: Variant, limits: &Limits) -> Result<Launch, KernelError> {
+        for operand in [self.q, self.k, self.v, self.out] {
+            expect(KERNEL, "an operand", operand, &[Scalar::F32])?;
+        }
+        if let Some(mask) = self.mask {
+            expect(KERNEL, "the mask", mask, &[Scalar::F32, Scalar::Bool])?;
+        }
+        let unsupported = |reason: String| KernelError::Unsupported { kernel: KERNEL, reason };
+        let misfit = || {
+            let (q, k, v, out) = (&self.q.view, &self.k.view, &self.v.view, &self.out.view);
+            unsupported(format!("q {q:?}, k {k:?}, v {v:?} into {out:?}"))
+        };
+        let shape = &self.out.view.shape;
+        let (&[.., heads, queries, d], &[.., key_heads, keys, dk], &[.., value_heads, values, e]) =
+            (&self.q.view.shape[..], &self.k.view.shape[..], &self.v.view.shape[..])
+        else {
+            return Err(misfit());
+        };
+        let Some(outer) = shape.len().checked_sub(3) else { return Err(misfit()) };
+        let fits = shape[outer..] == [heads, queries, e]
+            && d == dk
+            && keys == values
+            && key_heads == value_heads
+            && key_heads > 0
+            && heads.is_multiple_of(key_heads);
+        if !fits {
+            return Err(misfit());
+        }
+        if d > MAX_HEAD || e > MAX_HEAD {
+            let (needed, limit) = (d.max(e).into(), MAX_HEAD.into());
+            return Err(KernelError::Limit { kernel: KERNEL, what: "size of a head", needed, limit });
+        }
+        let total = count(KERNEL, shape)?;
+        let with = |tail: [u32; 3]| [&shape[..outer], &tail].concat();
+        let mask = match self.mask {
+            Some(mask) => broadcast(KERNEL, &mask.view, &with([heads, queries, keys]))?,
+            None => vec![0; shape.len()],
+        };
+        let strides = [
+            broadcast(KERNEL, &self.q.view, &with([heads, queries, d]))?,
+            broadcast(KERNEL, &self.k.view, &with([key_heads, keys, d]))?,
+            broadcast(KERNEL, &self.v.view, &with([key_heads, keys, e]))?,
+            mask,
+            exactly(KERNEL, &self.out.view, shape)?,
+        ];
+        let cut: Vec<Vec<u32>> = strides.iter().map(|s| s[..outer].to_vec()).collect();
+        let batch = Space::merge(&shape[..outer], &cut).at_most(KERNEL, MAX_BATCH)?;
+        let offsets = [Some(self.q), Some(self.k), Some(self.v), self.mask, Some(self.out)]
+            .map(|o| o.map_or(0, |o| o.view.offset));
+
+        let rows = total.checked_div(e).unwrap_or(0);
+        let (entry, workgroup, groups) = match variant {
+            Variant::Software => ("software", 32, u64::from(rows.div_ceil(32))),
+            Variant::Decode => ("decode", 128, u64::from(rows)),
+            Variant::Tiled => {
+                let outer_rows = rows.checked_div(queries).unwrap_or(0);
+                ("tiled", 128, u64::from(queries.div_ceil(16)) * u64::from(outer_rows))
+            }
+        };
+        let a = &self.attributes;
+        let mut words = Words::new().array(&batch.shape, 4);
+        for (strides, offset) in batch.strides.iter().zip(offsets) {
+            let mut four = [0, 0, 0, offset];
+            four[..strides.len()].copy_from_slice(strides);
+            words = words.array(&four, 4);
+        }
+        for s in &strides {
+            words = words.array(&s[outer..], 4);
+        }
+        let params = words
+            .word(heads)
+            .word(heads / key_heads)
+            .word(queries)
+            .word(keys)
+            .word(d)
+            .word(e)
+            .word(rows)
+            .word(a.window.unwrap_or(u32::MAX))
+            .float(a.scale)
+            .float(a.softcap.unwrap_or(0.0))
+            .word(groups.min(u64::from(u32::MAX)) as u32)
+            .done();
+        let mut constants = vec![
+            constant("WG", workgroup),
+            constant("D4", d.div_ceil(4).max(1)),
+            constant("E4", e.div_ceil(4).max(1)),
+        ];
+        let flags = [
+            ("BOOL_MASK", self.mask.is_some_and(|m| m.scalar == Scalar::Bool)),
+            ("FLOAT_MASK", self.mask.is_some_and(|m| m.scalar == Scalar::F32)),
+            ("CAUSAL", a.causal),
+            ("WINDOW", a.window.is_some()),
+            ("SOFTCAP", a.softcap.is_some()),
+            ("SAFE", a.safe),
+        ];
+        constants.extend(flags.iter().filter(|(_, on)| *on).map(|(name, _)| constant(name, 1)));
+        let operands = [Some(self.q), Some(self.k), Some(self.v), self.mask, Some(self.out)];
+        Ok(Launch {
+            pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
+            params,
+            reads: 4,
+            grid: grid(KERNEL, groups, limits)?,
+            flops: 2 * u64::from(rows) * u64::from(keys) * u64::from(d + e),
+            bytes: operands.into_iter().flatten().map(touched).sum(),
+        })
+    }
+}

@@ -1,0 +1,354 @@
+// Scaled dot-product attention with an online softmax.
+// Heads of q share the heads of k and v in groups. Excluded keys are skipped; a row that sees none is
+// NaN, or zero when SAFE.
+
+struct Params {
+    batch: vec4<u32>,
+    // Strides of the batch axes in xyz, the offset in w.
+    q_batch: vec4<u32>,
+    k_batch: vec4<u32>,
+    v_batch: vec4<u32>,
+    mask_batch: vec4<u32>,
+    out_batch: vec4<u32>,
+    // Strides of head, row, column.
+    q: vec4<u32>,
+    k: vec4<u32>,
+    v: vec4<u32>,
+    mask: vec4<u32>,
+    out: vec4<u32>,
+    heads: u32,
+    // Query heads per key head.
+    group: u32,
+    queries: u32,
+    keys: u32,
+    d: u32,
+    e: u32,
+    // Queries of all heads and batches.
+    rows: u32,
+    window: u32,
+    scale: f32,
+    softcap: f32,
+    groups: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> q: array<f32>;
+@group(0) @binding(2) var<storage, read> k: array<f32>;
+@group(0) @binding(3) var<storage, read> v: array<f32>;
+@group(0) @binding(4) var<storage, read> mask: array<u32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+
+override WG: u32 = 32u;
+// Fours of d and e.
+override D4: u32 = 16u;
+override E4: u32 = 16u;
+override BOOL_MASK: bool = false;
+override FLOAT_MASK: bool = false;
+override CAUSAL: bool = false;
+override WINDOW: bool = false;
+override SOFTCAP: bool = false;
+override SAFE: bool = false;
+
+const LOWEST: f32 = -3.4028234e38;
+
+// Where one head of one batch element starts.
+struct Head {
+    q: u32,
+    k: u32,
+    v: u32,
+    mask: u32,
+    out: u32,
+}
+
+fn head(index: u32) -> Head {
+    let h = index % p.heads;
+    var rest = index / p.heads;
+    var at = vec4<u32>(0u, 0u, 0u, 1u);
+    for (var d = 2u; d > 0u; d--) {
+        if (p.batch[d] != 0u) {
+            at[d] = rest % p.batch[d];
+            rest = rest / p.batch[d];
+        }
+    }
+    at.x = rest;
+    let shared_ = h / p.group;
+    return Head(
+        dot4(at, p.q_batch) + h * p.q.x,
+        dot4(at, p.k_batch) + shared_ * p.k.x,
+        dot4(at, p.v_batch) + shared_ * p.v.x,
+        dot4(at, p.mask_batch) + h * p.mask.x,
+        dot4(at, p.out_batch) + h * p.out.x,
+    );
+}
+
+fn dot4(a: vec4<u32>, b: vec4<u32>) -> u32 {
+    return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+}
+
+// Keys first..end that query t may see by causality and window.
+fn range(t: u32) -> vec2<u32> {
+    let last = i32(t) + i32(p.keys) - i32(p.queries);
+    var first = 0;
+    var end = i32(p.keys);
+    if (CAUSAL) { end = clamp(last + 1, 0, end); }
+    // A window of at least all keys and queries excludes nothing.
+    if (WINDOW && p.window < p.keys + p.queries) { first = clamp(last - i32(p.window) + 1, 0, i32(p.keys)); }
+    return vec2<u32>(u32(first), u32(max(end, first)));
+}
+
+fn tanh_(x: f32) -> f32 {
+    let y = abs(x);
+    if (y < 0.25) {
+        let s = x * x;
+        return x * (1.0 + s * (-0.33333333 + s * (0.13333333 + s * (-0.053968254 + s * 0.021869488))));
+    }
+    let t = exp(-2.0 * min(y, 20.0));
+    return select((1.0 - t) / (1.0 + t), -(1.0 - t) / (1.0 + t), x < 0.0);
+}
+
+// The score of a dot product; LOWEST * 2, which is -inf, for excluded keys.
+fn score(product: f32, at: u32) -> f32 {
+    var s = product * p.scale;
+    if (SOFTCAP) { s = p.softcap * tanh_(s / p.softcap); }
+    if (FLOAT_MASK) { s += bitcast<f32>(mask[at]); }
+    if (BOOL_MASK && mask[at] == 0u) { s = minus_infinity(); }
+    return s;
+}
+
+// Not a constant expression, which may not be infinite.
+fn minus_infinity() -> f32 { return bitcast<f32>(0xff800000u + (p.heads & 0u)); }
+
+fn excluded(s: f32) -> bool { return bitcast<u32>(s) == 0xff800000u; }
+
+// exp of a non-positive number.
+fn exp_(x: f32) -> f32 { return select(exp(x), 0.0, x < -103.0); }
+
+fn load4_q(at: u32, c: u32) -> vec4<f32> {
+    let i = vec4<u32>(c * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+    let j = at + min(i, vec4<u32>(p.d - 1u)) * p.q.z;
+    let value = vec4<f32>(q[j.x], q[j.y], q[j.z], q[j.w]);
+    return select(vec4<f32>(0.0), value, i < vec4<u32>(p.d));
+}
+
+fn load4_k(at: u32, c: u32) -> vec4<f32> {
+    let i = vec4<u32>(c * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+    let j = at + min(i, vec4<u32>(p.d - 1u)) * p.k.z;
+    return vec4<f32>(k[j.x], k[j.y], k[j.z], k[j.w]);
+}
+
+fn load4_v(at: u32, c: u32) -> vec4<f32> {
+    let i = vec4<u32>(c * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+    let j = at + min(i, vec4<u32>(p.e - 1u)) * p.v.z;
+    return vec4<f32>(v[j.x], v[j.y], v[j.z], v[j.w]);
+}
+
+fn store4(at: u32, c: u32, value: vec4<f32>) {
+    for (var i = 0u; i < 4u; i++) {
+        if (c * 4u + i < p.e) { out[at + (c * 4u + i) * p.out.z] = value[i]; }
+    }
+}
+
+// What the sum of weights divides by: nothing seen makes zero or NaN.
+fn divisor(total: f32, seen: bool) -> f32 {
+    if (seen) { return 1.0 / total; }
+    return bitcast<f32>(select(0x7fc00000u, 0u, SAFE) + (p.heads & 0u));
+}
+
+@compute @workgroup_size(WG)
+fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let row = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
+    if (row >= p.rows) { return; }
+    let t = row % p.queries;
+    let h = head(row / p.queries);
+    let at_mask = h.mask + t * p.mask.y;
+    let keys = range(t);
+    var x: array<vec4<f32>, 64>;
+    var sum: array<vec4<f32>, 64>;
+    for (var c = 0u; c < D4; c++) { x[c] = load4_q(h.q + t * p.q.y, c); }
+    for (var c = 0u; c < E4; c++) { sum[c] = vec4<f32>(0.0); }
+    var most = LOWEST;
+    var total = 0.0;
+    var seen = false;
+    for (var s = keys.x; s < keys.y; s++) {
+        var product = vec4<f32>(0.0);
+        for (var c = 0u; c < D4; c++) { product = fma(x[c], load4_k(h.k + s * p.k.y, c), product); }
+        let value = score(product.x + product.y + product.z + product.w, at_mask + s * p.mask.z);
+        if (excluded(value)) { continue; }
+        seen = true;
+        let top = max(most, value);
+        let shrink = exp_(most - top);
+        let weight = exp_(value - top);
+        most = top;
+        total = total * shrink + weight;
+        for (var c = 0u; c < E4; c++) {
+            sum[c] = fma(vec4<f32>(weight), load4_v(h.v + s * p.v.y, c), sum[c] * shrink);
+        }
+    }
+    let factor = divisor(total, seen);
+    for (var c = 0u; c < E4; c++) { store4(h.out + t * p.out.y, c, sum[c] * factor); }
+}
+
+var<workgroup> query: array<f32, 256>;
+var<workgroup> weights: array<f32, 128>;
+var<workgroup> partial: array<f32, 128>;
+
+fn reduce_max(value: f32, l: u32) -> f32 {
+    workgroupBarrier();
+    partial[l] = value;
+    workgroupBarrier();
+    for (var half = 64u; half > 0u; half = half / 2u) {
+        if (l < half) { partial[l] = max(partial[l], partial[l + half]); }
+        workgroupBarrier();
+    }
+    return partial[0];
+}
+
+fn reduce_sum(value: f32, l: u32) -> f32 {
+    workgroupBarrier();
+    partial[l] = value;
+    workgroupBarrier();
+    for (var half = 64u; half > 0u; half = half / 2u) {
+        if (l < half) { partial[l] += partial[l + half]; }
+        workgroupBarrier();
+    }
+    return partial[0];
+}
+
+// 128 invocations for one query: each scores one key of a block of 128, then each sums one or two
+// columns of v over a slice of the block.
+@compute @workgroup_size(WG)
+fn decode(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let row = w.x + n.x * (w.y + n.y * w.z);
+    if (row >= p.groups) { return; }
+    let t = row % p.queries;
+    let h = head(row / p.queries);
+    let keys = range(t);
+    for (var i = l; i < D4 * 4u; i += 128u) {
+        query[i] = select(0.0, q[h.q + t * p.q.y + min(i, p.d - 1u) * p.q.z], i < p.d);
+    }
+    let wide = min(p.e, 128u);
+    let slices = 128u / wide;
+    let slice = l / wide;
+    let column = l % wide;
+    var sum = vec2<f32>(0.0);
+    var most = LOWEST;
+    var total = 0.0;
+    for (var block = keys.x; block < keys.y; block += 128u) {
+        let s = block + l;
+        var value = minus_infinity();
+        workgroupBarrier();
+        if (s < keys.y) {
+            let at = h.k + s * p.k.y;
+            var product = 0.0;
+            for (var i = 0u; i < p.d; i++) { product = fma(query[i], k[at + i * p.k.z], product); }
+            value = score(product, h.mask + t * p.mask.y + s * p.mask.z);
+        }
+        let top = max(most, reduce_max(max(value, LOWEST), l));
+        let weight = select(exp_(value - top), 0.0, excluded(value));
+        let shrink = exp_(most - top);
+        weights[l] = weight;
+        total = total * shrink + reduce_sum(weight, l);
+        most = top;
+        sum = sum * shrink;
+        if (slice < slices) {
+            for (var i = slice; i < min(128u, keys.y - block); i += slices) {
+                let at = h.v + (block + i) * p.v.y;
+                sum.x = fma(weights[i], v[at + column * p.v.z], sum.x);
+                if (column + 128u < p.e) { sum.y = fma(weights[i], v[at + (column + 128u) * p.v.z], sum.y); }
+            }
+        }
+    }
+    workgroupBarrier();
+    partial[l] = sum.x;
+    workgroupBarrier();
+    if (l < wide) {
+        for (var i = 1u; i < slices; i++) { sum.x += partial[l + i * wide]; }
+        let factor = divisor(total, total != 0.0);
+        let at = h.out + t * p.out.y;
+        out[at + l * p.out.z] = sum.x * factor;
+        if (l + 128u < p.e) { out[at + (l + 128u) * p.out.z] = sum.y * factor; }
+    }
+}
+
+// Fours of d of 16 queries, of a slice of 16 of d of 32 keys (padded to 5 fours), and weights.
+override QUERY_TILE: u32 = 16u * D4;
+var<workgroup> queries: array<vec4<f32>, QUERY_TILE>;
+var<workgroup> key_tile: array<vec4<f32>, 160>;
+var<workgroup> weight_tile: array<f32, 528>;
+
+// 128 invocations for 16 queries: 8 invocations for a query, each scoring 4 keys of a block of 32 and
+// summing every eighth four of v's columns.
+@compute @workgroup_size(WG)
+fn tiled(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    let blocks = (p.queries + 15u) / 16u;
+    let h = head(group / blocks);
+    let first = (group % blocks) * 16u;
+    let r = l / 8u;
+    let lane = l % 8u;
+    let t = min(first + r, p.queries - 1u);
+    for (var i = l; i < 16u * D4; i += 128u) {
+        queries[i] = load4_q(h.q + min(first + i / D4, p.queries - 1u) * p.q.y, i % D4);
+    }
+    let mine = range(t);
+    // The keys that any query of the tile sees: ranges move with t.
+    let begin = range(first).x;
+    let end = range(min(first + 15u, p.queries - 1u)).y;
+    var sum: array<vec4<f32>, 8>;
+    for (var j = 0u; j < 8u; j++) { sum[j] = vec4<f32>(0.0); }
+    var most = LOWEST;
+    var total = 0.0;
+    for (var block = begin; block < end; block += 32u) {
+        var product: array<vec4<f32>, 4>;
+        for (var j = 0u; j < 4u; j++) { product[j] = vec4<f32>(0.0); }
+        for (var c = 0u; c < D4; c += 4u) {
+            workgroupBarrier();
+            // 32 keys by 4 fours: one each.
+            let s = min(block + l / 4u, p.keys - 1u);
+            if (c + l % 4u < D4) { key_tile[(l / 4u) * 5u + l % 4u] = load4_k(h.k + s * p.k.y, c + l % 4u); }
+            workgroupBarrier();
+            for (var i = 0u; i < min(4u, D4 - c); i++) {
+                let x = queries[r * D4 + c + i];
+                for (var j = 0u; j < 4u; j++) {
+                    product[j] = fma(x, key_tile[(lane + 8u * j) * 5u + i], product[j]);
+                }
+            }
+        }
+        var value: vec4<f32>;
+        for (var j = 0u; j < 4u; j++) {
+            let s = block + lane + 8u * j;
+            value[j] = minus_infinity();
+            if (s >= mine.x && s < mine.y) {
+                value[j] = score(dot(product[j], vec4<f32>(1.0)), h.mask + t * p.mask.y + s * p.mask.z);
+            }
+            weight_tile[r * 33u + lane + 8u * j] = max(value[j], LOWEST);
+        }
+        workgroupBarrier();
+        var top = most;
+        for (var i = 0u; i < 32u; i++) { top = max(top, weight_tile[r * 33u + i]); }
+        workgroupBarrier();
+        for (var j = 0u; j < 4u; j++) {
+            weight_tile[r * 33u + lane + 8u * j] = select(exp_(value[j] - top), 0.0, excluded(value[j]));
+        }
+        workgroupBarrier();
+        let shrink = exp_(most - top);
+        most = top;
+        total = total * shrink;
+        for (var j = 0u; j < 8u; j++) { sum[j] = sum[j] * shrink; }
+        for (var i = 0u; i < min(32u, end - block); i++) {
+            let weight = weight_tile[r * 33u + i];
+            total += weight;
+            let at = h.v + (block + i) * p.v.y;
+            for (var j = 0u; j < (E4 + 7u) / 8u; j++) {
+                if (lane + 8u * j < E4) { sum[j] = fma(vec4<f32>(weight), load4_v(at, lane + 8u * j), sum[j]); }
+            }
+        }
+    }
+    if (first + r < p.queries) {
+        let factor = divisor(total, total != 0.0);
+        for (var j = 0u; j < (E4 + 7u) / 8u; j++) {
+            if (lane + 8u * j < E4) { store4(h.out + t * p.out.y, lane + 8u * j, sum[j] * factor); }
+        }
+    }
+}

@@ -1,0 +1,78 @@
+// Newton corrections over the unit axis.
+// prefix: s'_1 = f_1, s'_j = f_j + (s'_{j-1} - s_{j-1}); one invocation walks the units of one element.
+// linear: s'_(j,q) = s_(j,q) + sum over i <= j, r of t[(j,q), (i,r)] (f - s)_(i,r).
+
+struct Params {
+    state: array<vec4<u32>, 2>,
+    state_f: array<vec4<u32>, 2>,
+    state_s: array<vec4<u32>, 2>,
+    state_out: array<vec4<u32>, 2>,
+    // f, s, out, t.
+    offsets: vec4<u32>,
+    // Strides of the unit axis: f, s, out.
+    unit: vec4<u32>,
+    // Strides of the streams: f, s, out.
+    stream: vec4<u32>,
+    t_row: u32,
+    t_column: u32,
+    units: u32,
+    streams: u32,
+    elements: u32,
+    rank: u32,
+    count: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> f: array<f32>;
+@group(0) @binding(2) var<storage, read> s: array<f32>;
+@group(0) @binding(3) var<storage, read> t: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+
+override WG: u32 = 64u;
+override LAST_ONLY: bool = false;
+
+// First elements: f, s, out.
+fn starts(element: u32) -> vec3<u32> {
+    var at = p.offsets.xyz;
+    var rest = element;
+    for (var d = p.rank; d > 0u; d--) {
+        let a = (d - 1u) / 4u;
+        let b = (d - 1u) % 4u;
+        let size = p.state[a][b];
+        at += (rest % size) * vec3<u32>(p.state_f[a][b], p.state_s[a][b], p.state_out[a][b]);
+        rest = rest / size;
+    }
+    return at;
+}
+
+@compute @workgroup_size(WG)
+fn prefix(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let i = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
+    if (i >= p.count) { return; }
+    let at = starts(i);
+    var carry = 0.0;
+    for (var j = 0u; j < p.units; j++) {
+        let corrected = f[at.x + j * p.unit.x] + carry;
+        if (!LAST_ONLY || j + 1u == p.units) { out[at.z + j * p.unit.z] = corrected; }
+        carry = corrected - s[at.y + j * p.unit.y];
+    }
+}
+
+@compute @workgroup_size(WG)
+fn linear(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let i = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
+    if (i >= p.count) { return; }
+    let at = starts(i % p.elements);
+    let rest = i / p.elements;
+    let q = rest % p.streams;
+    let j = select(rest / p.streams, p.units - 1u, LAST_ONLY);
+    let row = p.offsets.w + (j * p.streams + q) * p.t_row;
+    var sum = s[at.y + j * p.unit.y + q * p.stream.y];
+    for (var u = 0u; u <= j; u++) {
+        for (var r = 0u; r < p.streams; r++) {
+            let change = f[at.x + u * p.unit.x + r * p.stream.x] - s[at.y + u * p.unit.y + r * p.stream.y];
+            sum += t[row + (u * p.streams + r) * p.t_column] * change;
+        }
+    }
+    out[at.z + j * p.unit.z + q * p.stream.z] = sum;
+}

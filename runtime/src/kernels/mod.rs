@@ -1,0 +1,203 @@
+//! Kernels: one family per file, a launcher in Rust beside complete WGSL.
+//!
+//! A launcher is a pure function from views of operands to a [`Launch`]: which pipeline, which
+//! parameters, how large a grid. It touches no GPU, so the schedule can be built and tested without one.
+//! Every shape, stride and offset travels in `params`; pipelines differ by source, element types and
+//! `override` constants only.
+//!
+//! # Conventions
+//! - Operands are bound in the order that each launcher documents. An absent optional operand is bound
+//!   to the first operand's buffer again, so the number of bindings never varies.
+//! - Bind group layouts are explicit: the uniform block, `reads` read-only storage buffers, then
+//!   read-write ones. An entry point may leave some of them unused.
+//! - Strides wrap modulo 2^32: a view that runs backwards has strides in two's complement.
+//! - A view that lacks leading axes, or has size 1 where the result does not, broadcasts.
+//! - Results without elements need no dispatch; the caller skips them.
+//! - [`shader_text`] gives the WGSL of a key; values of `constants` go to the pipeline as they are.
+
+mod argmax;
+mod attention;
+mod conv;
+mod correction;
+mod elementwise;
+mod gather;
+mod layout;
+mod matmul;
+mod norm;
+mod program;
+mod reduce;
+mod rotary;
+mod scan;
+mod softmax;
+mod table;
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use argmax::ArgMax;
+pub use attention::{Attention, MAX_HEAD, Variant as AttentionVariant};
+pub use conv::Conv;
+pub use correction::Correction;
+pub use elementwise::Elementwise;
+pub use gather::{Bounds, Gather, GatherKind, Scatter};
+pub use layout::MAX_RANK;
+pub use matmul::{Matmul, Variant as MatmulVariant};
+pub use norm::{Norm, NormKind};
+pub use program::{
+    ElementOp, MAX_CONSTANTS, MAX_INDICES, MAX_INPUTS, MAX_RESULTS, MAX_STEPS, Program, Reg, Step, arity,
+    scalar_of,
+};
+pub use reduce::Reduce;
+pub use rotary::Rotary;
+pub use scan::CumSum;
+pub use softmax::Softmax;
+pub use table::{SOURCES, Source, shader_text};
+
+use std::fmt;
+
+/// How elements lie in a device buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Scalar {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats, two to a 32-bit word; read-only (weights).
+    F16,
+    /// 32-bit signed integers (int64 values, checked to fit).
+    I32,
+    /// 0 or 1 in a 32-bit word.
+    Bool,
+}
+
+/// A strided view of a buffer, in elements. A stride of 0 broadcasts.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct View {
+    /// Sizes of the axes.
+    pub shape: Vec<u32>,
+    /// Steps between neighbours along each axis.
+    pub strides: Vec<u32>,
+    /// First element, counted from the start of the binding.
+    pub offset: u32,
+}
+
+impl View {
+    /// A dense row-major view from the start of a buffer.
+    pub fn dense(shape: &[u32]) -> Self {
+        let mut strides = vec![1; shape.len()];
+        for i in (1..shape.len()).rev() {
+            strides[i - 1] = strides[i] * shape[i];
+        }
+        View { shape: shape.to_vec(), strides, offset: 0 }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> u64 {
+        self.shape.iter().map(|d| u64::from(*d)).product()
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.shape.contains(&0)
+    }
+
+    /// Whether the view is dense and row-major (axes of size 1 have no say).
+    pub fn is_dense(&self) -> bool {
+        let dense = View::dense(&self.shape);
+        self.shape.iter().zip(self.strides.iter().zip(&dense.strides)).all(|(d, (a, b))| *d == 1 || a == b)
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}/{:?}+{}", self.shape, self.strides, self.offset)
+    }
+}
+
+/// An operand or result of a kernel.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Operand {
+    /// Where the elements are.
+    pub view: View,
+    /// How they are stored.
+    pub scalar: Scalar,
+}
+
+/// What decides which compiled pipeline runs. Equal keys share one.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct PipelineKey {
+    /// Name of the WGSL source in the kernel table.
+    pub source: &'static str,
+    /// Entry point.
+    pub entry: &'static str,
+    /// Element-type substitutions: `("WEIGHT", "f16")` style pairs, applied to the text.
+    pub types: Vec<(&'static str, &'static str)>,
+    /// `override` constants, as the bits of f64 so that keys can be hashed.
+    pub constants: Vec<(&'static str, u64)>,
+}
+
+/// One dispatch, ready to be bound: binding 0 is the uniform block with `params`; bindings 1.. are the
+/// launcher's operands in its documented order, the results last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Launch {
+    /// The pipeline.
+    pub pipeline: PipelineKey,
+    /// Words of the uniform block (padded to 16 bytes by the executor).
+    pub params: Vec<u32>,
+    /// How many operand bindings are read-only; the rest are read-write.
+    pub reads: usize,
+    /// Workgroups.
+    pub grid: [u32; 3],
+    /// Floating-point operations, for the profile.
+    pub flops: u64,
+    /// Bytes read and written at least once, for the profile.
+    pub bytes: u64,
+}
+
+/// What launchers must know of a device.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Limits {
+    /// Largest range one storage binding may cover, in bytes.
+    pub max_storage_binding: u64,
+    /// Largest buffer, in bytes.
+    pub max_buffer: u64,
+    /// Storage buffers per stage.
+    pub max_storage_buffers: u32,
+    /// Workgroups per grid axis.
+    pub max_grid: u32,
+    /// Invocations per workgroup.
+    pub max_invocations: u32,
+    /// Workgroup memory in bytes.
+    pub max_workgroup_memory: u32,
+    /// Alignment of uniform and storage binding offsets, in bytes.
+    pub min_offset_alignment: u32,
+    /// A software adapter: kernels without workgroup memory are faster.
+    pub software: bool,
+    /// Subgroup operations may be used.
+    pub subgroups: bool,
+}
+
+/// Why a kernel cannot be launched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum KernelError {
+    /// The operands' types or ranks are outside what the kernel does.
+    #[error("{kernel}: {reason}")]
+    Unsupported {
+        /// Kernel family.
+        kernel: &'static str,
+        /// What is outside, and what would be inside.
+        reason: String,
+    },
+    /// A size exceeds the device.
+    #[error("{kernel}: {what} is {needed}, the device allows {limit}")]
+    Limit {
+        /// Kernel family.
+        kernel: &'static str,
+        /// What is too large.
+        what: &'static str,
+        /// What the launch needs.
+        needed: u64,
+        /// What the device allows.
+        limit: u64,
+    },
+}

@@ -1,0 +1,7 @@
+//! Every family against plain references, on the adapter at hand.
+
+mod attention;
+mod elementwise;
+mod indexing;
+mod lines;
+mod matmul;

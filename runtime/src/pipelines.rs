@@ -1,0 +1,109 @@
+//! Compiled pipelines, shared by all sessions of a device.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use crate::device::{Gpu, lock};
+use crate::error::RuntimeError;
+use crate::kernels::{self, PipelineKey};
+
+/// A pipeline with the layout of its one bind group.
+#[derive(Clone)]
+pub(crate) struct Compiled {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+}
+
+/// How many bindings are read and how many written.
+type Roles = (usize, usize);
+
+/// The cache. Equal keys share a pipeline; equal roles share a layout.
+#[derive(Default)]
+pub(crate) struct Pipelines {
+    compiled: Mutex<HashMap<(PipelineKey, Roles), Compiled>>,
+    layouts: Mutex<HashMap<Roles, wgpu::BindGroupLayout>>,
+}
+
+impl Pipelines {
+    /// The pipeline of `key`, compiled on first use. `reads` and `writes` count its storage bindings.
+    pub(crate) fn get(
+        &self,
+        gpu: &Gpu,
+        key: &PipelineKey,
+        reads: usize,
+        writes: usize,
+    ) -> Result<Compiled, RuntimeError> {
+        let cached = lock(&self.compiled).get(&(key.clone(), (reads, writes))).cloned();
+        if let Some(compiled) = cached {
+            return Ok(compiled);
+        }
+        let layout = self.layout(gpu, reads, writes)?;
+        let pipeline = compile(gpu, key, &layout)?;
+        let compiled = Compiled { pipeline, layout };
+        lock(&self.compiled).insert((key.clone(), (reads, writes)), compiled.clone());
+        Ok(compiled)
+    }
+
+    fn layout(&self, gpu: &Gpu, reads: usize, writes: usize) -> Result<wgpu::BindGroupLayout, RuntimeError> {
+        if let Some(layout) = lock(&self.layouts).get(&(reads, writes)) {
+            return Ok(layout.clone());
+        }
+        let entry = |binding: usize, ty| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
+        for i in 0..reads + writes {
+            entries.push(entry(i + 1, wgpu::BufferBindingType::Storage { read_only: i < reads }));
+        }
+        let layout = gpu.guarded("creating a bind group layout", || {
+            gpu.device()
+                .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
+        })?;
+        lock(&self.layouts).insert((reads, writes), layout.clone());
+        Ok(layout)
+    }
+}
+
+fn compile(
+    gpu: &Gpu,
+    key: &PipelineKey,
+    layout: &wgpu::BindGroupLayout,
+) -> Result<wgpu::ComputePipeline, RuntimeError> {
+    let kernel = format!("{}.{}", key.source, key.entry);
+    let refused = |message: String| RuntimeError::Shader { kernel: kernel.clone(), message };
+    let Some(text) = kernels::shader_text(key) else {
+        return Err(refused("the kernel table has no such source or type substitution".into()));
+    };
+    let constants: Vec<(&str, f64)> =
+        key.constants.iter().map(|(name, bits)| (*name, f64::from_bits(*bits))).collect();
+    let device = gpu.device();
+    let made = gpu.guarded("compiling a kernel", || {
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&kernel),
+            source: wgpu::ShaderSource::Wgsl(text),
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&kernel),
+            bind_group_layouts: &[Some(layout)],
+            immediate_size: 0,
+        });
+        device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&kernel),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(key.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &constants,
+                ..Default::default()
+            },
+            cache: None,
+        })
+    });
+    made.map_err(|error| match error {
+        RuntimeError::Gpu { message, .. } => refused(message),
+        other => other,
+    })
+}

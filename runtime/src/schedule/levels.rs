@@ -1,0 +1,103 @@
+//! Levels of independent steps, and the recycling of buffers between them.
+//!
+//! A step's level is one more than the highest level it reads from. All steps of a level run in one
+//! compute pass; a recycled buffer changes its owner between levels only, so within a level no buffer is
+//! both read and written.
+
+use std::ops::Range;
+
+use super::plan::{Output, OutputSource, Place, Slot, Step};
+
+/// Sorts steps by level and returns the levels. Steps come in an order of evaluation.
+pub fn level(steps: &mut Vec<Step>, slots: usize) -> Vec<Range<usize>> {
+    let mut written = vec![0usize; slots];
+    let mut tagged: Vec<(usize, Step)> = Vec::with_capacity(steps.len());
+    for step in steps.drain(..) {
+        let of = |slot: usize| written.get(slot).copied().unwrap_or(0);
+        let level = step.reads().iter().map(|b| of(b.slot)).max().unwrap_or(0);
+        for b in step.writes() {
+            if let Some(w) = written.get_mut(b.slot) {
+                *w = (*w).max(level + 1);
+            }
+        }
+        tagged.push((level, step));
+    }
+    tagged.sort_by_key(|(level, _)| *level);
+    let mut levels: Vec<Range<usize>> = vec![];
+    for (i, (level, step)) in tagged.into_iter().enumerate() {
+        match levels.get_mut(level) {
+            Some(range) => range.end = i + 1,
+            None => levels.push(i..i + 1),
+        }
+        steps.push(step);
+    }
+    levels
+}
+
+/// Rounds a size up to its class: a power of two in four steps, at least 256 bytes.
+fn size_class(bytes: u64) -> u64 {
+    if bytes <= 256 {
+        return 256;
+    }
+    let quarter = (bytes - 1).ilog2().saturating_sub(2);
+    bytes.next_multiple_of(1 << quarter)
+}
+
+/// Gives each activation a buffer and returns the buffers' sizes.
+pub fn allocate(slots: &mut [Slot], steps: &[Step], levels: &[Range<usize>], outputs: &[Output]) -> Vec<u64> {
+    let end = levels.len();
+    let mut life: Vec<Option<(usize, usize)>> = vec![None; slots.len()];
+    for (n, level) in levels.iter().enumerate() {
+        for binding in steps.get(level.clone()).unwrap_or_default().iter().flat_map(|s| &s.bindings) {
+            if let Some(life) = life.get_mut(binding.slot) {
+                let (first, _) = life.unwrap_or((n, n));
+                *life = Some((first, n));
+            }
+        }
+    }
+    for output in outputs {
+        if let OutputSource::Device { binding, .. } = &output.source
+            && let Some(Some(life)) = life.get_mut(binding.slot)
+        {
+            life.1 = end;
+        }
+    }
+    let mut order: Vec<(usize, usize, usize)> = life
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| matches!(slots.get(*i), Some(Slot { place: Place::Activation(_), .. })))
+        .filter_map(|(i, life)| life.map(|(first, last)| (first, last, i)))
+        .collect();
+    order.sort_by_key(|(first, _, i)| (*first, std::cmp::Reverse(slots[*i].bytes), *i));
+
+    let mut buffers: Vec<u64> = vec![];
+    let mut busy_until: Vec<usize> = vec![];
+    for (first, last, i) in order {
+        let need = size_class(slots[i].bytes);
+        let fits = (0..buffers.len())
+            .filter(|b| busy_until[*b] < first && buffers[*b] >= need && buffers[*b] / 4 <= need)
+            .min_by_key(|b| buffers[*b]);
+        let buffer = fits.unwrap_or_else(|| {
+            buffers.push(need);
+            busy_until.push(0);
+            buffers.len() - 1
+        });
+        busy_until[buffer] = last;
+        slots[i].place = Place::Activation(buffer);
+    }
+    buffers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_waste_at_most_a_quarter() {
+        for bytes in [1, 256, 257, 1000, 1024, 1025, 5000, 65_537, 1 << 33] {
+            let class = size_class(bytes);
+            assert!(class >= bytes && (bytes <= 256 || class - bytes <= bytes / 4), "{bytes} -> {class}");
+            assert_eq!(size_class(class), class);
+        }
+    }
+}

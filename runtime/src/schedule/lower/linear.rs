@@ -1,0 +1,296 @@
+//! Matrix products with their epilogues, split where an operand is larger than a binding may be.
+
+use snlp_passes::ir::{Node, NodeId, Op, Unary, ValueId};
+
+use super::chain::{Added, Addend, Product};
+use super::{Done, Failure, Located, Lowering, unsupported};
+use crate::kernels::{ElementOp, Matmul, Program, Reg, View};
+use crate::schedule::constants::scalar_bytes;
+use crate::schedule::views;
+
+/// A product over views of one rank: `a [batch.., contracted.., M, K]`, `b [.., K, N]`, and the rest of
+/// the result's shape.
+#[derive(Clone)]
+struct Operands {
+    a: Located,
+    b: Located,
+    out: Located,
+    bias: Option<Located>,
+    residual: Option<Located>,
+    contract: usize,
+    accumulate: bool,
+    activation: Option<ElementOp>,
+}
+
+fn view(at: &Located, view: Option<View>) -> Done<Located> {
+    match view {
+        Some(view) => Ok(Located { view, ..at.clone() }),
+        None => unsupported(format!("{:?} cannot be viewed as the product needs it", at.view)),
+    }
+}
+
+impl Lowering<'_> {
+    /// Lowers the product whose last node is `id`.
+    pub(super) fn product(&mut self, id: NodeId, last: &Node) -> Done {
+        let name = self.name(last);
+        let Some(product) = self.chains.products.get(&id).cloned() else {
+            return self.scaled_gemm(&name, last);
+        };
+        let Some(node) = self.graph.node(product.node) else { return Ok(()) };
+        if let Op::Gemm { alpha, .. } = &node.op
+            && *alpha != 1.0
+        {
+            return self.scaled_gemm(&name, node);
+        }
+        let [Some(a), Some(b)] = [node.input(0), node.input(1)] else {
+            return unsupported("an operand is missing");
+        };
+        let (a, b) = self.factors(&name, node, a, b)?;
+        let mut out = self.result(product.out)?;
+        let operands = match self.arrange_product(&name, &product, &a, &b, &out) {
+            Ok(operands) => operands,
+            // The layout that the reader would like does not suit the product.
+            Err(Failure::Unsupported(_)) if !out.view.is_dense() => {
+                out = self.fresh(&out.view.shape.clone(), out.scalar);
+                self.arrange_product(&name, &product, &a, &b, &out)?
+            }
+            Err(failure) => return Err(failure),
+        };
+        self.multiply(&name, &operands)?;
+        self.set(product.out, out);
+        Ok(())
+    }
+
+    /// Both factors with rank at least 2, transposed as a Gemm asks.
+    fn factors(&mut self, name: &str, node: &Node, a: ValueId, b: ValueId) -> Done<(Located, Located)> {
+        let a = self.located(a)?;
+        let mut a = self.as_f32(name, a)?;
+        let mut b = self.matrix(b)?;
+        if a.view.shape.len() == 1 {
+            a = view(&a, views::unsqueeze(&a.view, &[0]))?;
+        }
+        if b.view.shape.len() == 1 {
+            b = view(&b, views::unsqueeze(&b.view, &[1]))?;
+        }
+        if let Op::Gemm { trans_a, trans_b, .. } = node.op {
+            for (factor, transposed) in [(&mut a, trans_a), (&mut b, trans_b)] {
+                if transposed {
+                    *factor = view(factor, views::transpose(&factor.view, &[1, 0]))?;
+                }
+            }
+        }
+        Ok((a, b))
+    }
+
+    fn arrange_product(
+        &mut self,
+        name: &str,
+        product: &Product,
+        a: &Located,
+        b: &Located,
+        out: &Located,
+    ) -> Done<Operands> {
+        let rank = a.view.shape.len().max(b.view.shape.len());
+        let pad = |at: &Located| {
+            let ones: Vec<usize> = (0..rank - at.view.shape.len()).collect();
+            view(at, views::unsqueeze(&at.view, &ones))
+        };
+        let (a, b) = (pad(a)?, pad(b)?);
+        let kept: Vec<usize> = (0..rank - 2).filter(|i| !product.contract.contains(i)).collect();
+        let mut perm = kept.clone();
+        perm.extend(&product.contract);
+        perm.extend([rank - 2, rank - 1]);
+        let (a, b) =
+            (view(&a, views::transpose(&a.view, &perm))?, view(&b, views::transpose(&b.view, &perm))?);
+        let mut shape: Vec<u32> = (0..kept.len())
+            .map(|i| if a.view.shape[i] == 1 { b.view.shape[i] } else { a.view.shape[i] })
+            .collect();
+        shape.resize(kept.len() + product.contract.len(), 1);
+        shape.extend([a.view.shape[rank - 2], b.view.shape[rank - 1]]);
+        let to_out = |at: &Located| view(at, views::reshape(&at.view, &shape));
+        let activation = match product.activation {
+            None => None,
+            Some(u) => Some(epilogue(u)?),
+        };
+        let mut added = vec![];
+        for addend in [&product.bias, &product.residual] {
+            let Some(Addend { what, like }) = addend else {
+                added.push(None);
+                continue;
+            };
+            let at = match what {
+                Added::Value(v) => self.located(*v)?,
+                Added::Tensor(tensor) => self.literal(name, tensor)?,
+            };
+            let at = self.as_f32(name, at)?;
+            let full = self.shape(*like)?;
+            let wide = view(&at, views::broadcast(&at.view, &full))?;
+            added.push(Some(match to_out(&wide) {
+                Ok(at) => at,
+                Err(_) => {
+                    let dense = self.copied(name, &wide)?;
+                    to_out(&dense)?
+                }
+            }));
+        }
+        let residual = added.pop().flatten();
+        let bias = added.pop().flatten();
+        let out = to_out(out)?;
+        Ok(Operands {
+            a,
+            b,
+            out,
+            bias,
+            residual,
+            contract: product.contract.len(),
+            accumulate: false,
+            activation,
+        })
+    }
+
+    /// Emits one product, or several over parts of it.
+    fn multiply(&mut self, name: &str, o: &Operands) -> Done {
+        if o.out.view.is_empty() {
+            return Ok(());
+        }
+        if let Some((first, second)) = self.halves(o)? {
+            self.multiply(name, &first)?;
+            return self.multiply(name, &second);
+        }
+        let (a, b, out) = (self.bind(&o.a)?, self.bind(&o.b)?, self.bind(&o.out)?);
+        let bias = o.bias.as_ref().map(|x| self.bind(x)).transpose()?;
+        let residual = o.residual.as_ref().map(|x| self.bind(x)).transpose()?;
+        let launch = Matmul {
+            a: &a.operand,
+            b: &b.operand,
+            out: &out.operand,
+            contract: o.contract,
+            accumulate: o.accumulate,
+            bias: bias.as_ref().map(|x| &x.operand),
+            activation: o.activation,
+            residual: residual.as_ref().map(|x| &x.operand),
+        }
+        .launch(self.limits)?;
+        let bound = [&a, &b, bias.as_ref().unwrap_or(&a), residual.as_ref().unwrap_or(&a), &out];
+        self.emit(name, launch, &bound)
+    }
+
+    /// Whether the range that a view touches exceeds one binding.
+    fn too_large(&self, at: &Located) -> bool {
+        let slot = self.plan.slots.get(at.slot).map_or(0, |s| s.bytes);
+        let (start, end) = views::extent(&at.view);
+        let slack = crate::schedule::PIECE_ALIGN;
+        slot > self.limits.max_storage_binding
+            && (end - start) * scalar_bytes(at.scalar) + slack > self.limits.max_storage_binding
+    }
+
+    /// The product in two parts when an operand is too large to bind: along a batch axis, else along the
+    /// rows or columns, else along the contraction.
+    fn halves(&self, o: &Operands) -> Done<Option<(Operands, Operands)>> {
+        let rank = o.out.view.shape.len();
+        let extras = [o.bias.as_ref(), o.residual.as_ref()];
+        let large_out = self.too_large(&o.out) || extras.into_iter().flatten().any(|x| self.too_large(x));
+        let (large_a, large_b) = (self.too_large(&o.a), self.too_large(&o.b));
+        if !(large_out || large_a || large_b) {
+            return Ok(None);
+        }
+        let (m, n, k) = (rank - 2, rank - 1, usize::MAX);
+        let batch = (0..rank - 2 - o.contract).find(|i| o.out.view.shape[*i] > 1);
+        let columns_outer = o.b.view.strides[rank - 1] > o.b.view.strides[rank - 2];
+        let axis = match batch {
+            Some(axis) => axis,
+            None if (large_out || large_a) && o.out.view.shape[m] > 1 => m,
+            None if (large_out || columns_outer) && o.out.view.shape[n] > 1 => n,
+            None if o.contract == 0 => k,
+            None => return unsupported("a contracted operand is larger than a binding of the device"),
+        };
+        let size = if axis == k { o.a.view.shape[rank - 1] } else { o.out.view.shape[axis] };
+        // Partial sums must not pass through the activation.
+        if axis == k && o.activation.is_some() {
+            return unsupported("an operand is larger than a binding and its product has an activation");
+        }
+        if size < 2 {
+            return unsupported("an operand is larger than a binding of the device and cannot be split");
+        }
+        let part = |start: u32, count: u32| -> Done<Operands> {
+            let cut = |at: &Located, axis: usize| match at.view.shape.get(axis) {
+                Some(1) | None => Ok(at.clone()),
+                Some(_) => view(at, views::slice(&at.view, axis, start, 1, count)),
+            };
+            let mut part = o.clone();
+            if axis == k {
+                part.a = cut(&o.a, rank - 1)?;
+                part.b = cut(&o.b, rank - 2)?;
+                return Ok(part);
+            }
+            if axis != n {
+                part.a = cut(&o.a, axis)?;
+            }
+            if axis != m {
+                part.b = cut(&o.b, axis)?;
+            }
+            part.out = cut(&o.out, axis)?;
+            part.bias = o.bias.as_ref().map(|x| cut(x, axis)).transpose()?;
+            part.residual = o.residual.as_ref().map(|x| cut(x, axis)).transpose()?;
+            Ok(part)
+        };
+        let (mut first, mut second) = (part(0, size / 2)?, part(size / 2, size - size / 2)?);
+        if axis == k {
+            (first.bias, first.residual, first.activation) = (None, None, None);
+            second.accumulate = true;
+        }
+        Ok(Some((first, second)))
+    }
+
+    /// A Gemm whose alpha or beta is not 1: the product, then a program.
+    fn scaled_gemm(&mut self, name: &str, node: &Node) -> Done {
+        let Op::Gemm { alpha, beta, .. } = node.op else {
+            return unsupported("not a product");
+        };
+        let [Some(a), Some(b)] = [node.input(0), node.input(1)] else {
+            return unsupported("an operand is missing");
+        };
+        let (a, b) = self.factors(name, node, a, b)?;
+        let out = self.result(node.outputs[0])?;
+        let raw = self.fresh(&out.view.shape.clone(), out.scalar);
+        self.multiply(
+            name,
+            &Operands {
+                a,
+                b,
+                out: raw.clone(),
+                bias: None,
+                residual: None,
+                contract: 0,
+                accumulate: false,
+                activation: None,
+            },
+        )?;
+        let mut inputs = vec![raw];
+        let mut program = Program::new(1);
+        let factor = program.float(alpha);
+        let mut sum = program.step(ElementOp::MulF, &[Reg::Input(0), factor]);
+        if let Some(c) = node.input(2) {
+            inputs.push(self.located(c)?);
+            program.inputs = 2;
+            let factor = program.float(beta);
+            sum = program.step(ElementOp::MulAddF, &[Reg::Input(1), factor, sum]);
+        }
+        program.results = vec![sum];
+        self.program(name, &program, &inputs, &[], &out)?;
+        self.set(node.outputs[0], out);
+        Ok(())
+    }
+}
+
+fn epilogue(u: Unary) -> Done<ElementOp> {
+    Ok(match u {
+        Unary::Relu => ElementOp::Relu,
+        Unary::Silu => ElementOp::Silu,
+        Unary::GeluErf => ElementOp::GeluErf,
+        Unary::GeluTanh => ElementOp::GeluTanh,
+        Unary::Sigmoid => ElementOp::Sigmoid,
+        Unary::Tanh => ElementOp::Tanh,
+        other => return unsupported(format!("{other:?} after a product")),
+    })
+}

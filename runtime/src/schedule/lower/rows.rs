@@ -1,0 +1,105 @@
+//! Nodes that work along axes: normalisations, softmax, reductions, scans, extrema.
+
+use snlp_passes::ir::{Node, Op};
+
+use super::chain::Scaled;
+use super::{Bound, Done, Located, Lowering, unsupported};
+use crate::kernels::{ArgMax, CumSum, Launch, Limits, Norm, NormKind, Reduce, Softmax};
+use crate::schedule::views;
+
+impl Lowering<'_> {
+    pub(super) fn rows(&mut self, node: &Node) -> Done {
+        match &node.op {
+            Op::Softmax { axis } | Op::LogSoftmax { axis } => {
+                let log = matches!(node.op, Op::LogSoftmax { .. });
+                self.one_to_one(node, |x, out, limits| {
+                    Ok(Softmax { x: &x.operand, out: &out.operand, axis: *axis, log }.launch(limits)?)
+                })
+            }
+            Op::Reduce { op, axes, .. } => self.one_to_one(node, |x, out, limits| {
+                Ok(Reduce { x: &x.operand, out: &out.operand, axes, op: *op }.launch(limits)?)
+            }),
+            Op::CumSum { axis, exclusive, reverse } => self.one_to_one(node, |x, out, limits| {
+                let (exclusive, reverse) = (*exclusive, *reverse);
+                Ok(CumSum { x: &x.operand, out: &out.operand, axis: *axis, exclusive, reverse }
+                    .launch(limits)?)
+            }),
+            Op::ArgMax { axis, last, .. } | Op::ArgMin { axis, last, .. } => {
+                let smallest = matches!(node.op, Op::ArgMin { .. });
+                self.one_to_one(node, |x, out, limits| {
+                    Ok(ArgMax { x: &x.operand, out: &out.operand, axis: *axis, last: *last, smallest }
+                        .launch(limits)?)
+                })
+            }
+            other => unsupported(format!("{} has no kernel", other.name())),
+        }
+    }
+
+    /// A node of one operand and one result.
+    pub(super) fn one_to_one(
+        &mut self,
+        node: &Node,
+        launch: impl FnOnce(&Bound, &Bound, &Limits) -> Done<Launch>,
+    ) -> Done {
+        let name = self.name(node);
+        let Some(v) = node.input(0) else { return unsupported("the operand is missing") };
+        let x = self.located(v)?;
+        let x = self.as_f32(&name, x)?;
+        let out = self.result(node.outputs[0])?;
+        if !out.view.is_empty() {
+            let (bx, bo) = (self.bind(&x)?, self.bind(&out)?);
+            let launch = launch(&bx, &bo, self.limits)?;
+            self.emit(&name, launch, &[&bx, &bo])?;
+        }
+        self.set(node.outputs[0], out);
+        Ok(())
+    }
+
+    /// A normalisation with its factors; `last` is the node whose result it computes.
+    pub(super) fn norm(&mut self, last: &Node, scaled: &Scaled) -> Done {
+        let Some(node) = self.graph.node(scaled.node) else { return Ok(()) };
+        let (axis, epsilon, kind) = match node.op {
+            Op::LayerNorm { axis, epsilon } => (axis, epsilon, NormKind::Layer),
+            Op::RmsNorm { axis, epsilon } => (axis, epsilon, NormKind::Rms),
+            _ => return unsupported("not a normalisation"),
+        };
+        if node.outputs.iter().skip(1).any(|v| !self.users[v.index()].is_empty() || self.results.contains(v))
+        {
+            return unsupported("the mean and deviation as results");
+        }
+        let name = self.name(last);
+        let Some(v) = node.input(0) else { return unsupported("the operand is missing") };
+        let mut x = self.located(v)?;
+        let axes = x.view.shape.len().saturating_sub(axis);
+        let mut factors: Vec<Option<Located>> = vec![];
+        for factor in [scaled.scale, scaled.bias] {
+            factors.push(factor.map(|v| self.located(v)).transpose()?);
+        }
+        // Factors per unit spread the result over the units.
+        let shape = self.shape(scaled.out)?;
+        match views::broadcast(&x.view, &shape) {
+            Some(view) => x.view = view,
+            None => return unsupported(format!("{:?} normalised into {shape:?}", x.view)),
+        }
+        let out = self.result(scaled.out)?;
+        if !out.view.is_empty() {
+            let (bx, bo) = (self.bind(&x)?, self.bind(&out)?);
+            let bias = factors.pop().flatten().map(|f| self.bind(&f)).transpose()?;
+            let scale = factors.pop().flatten().map(|f| self.bind(&f)).transpose()?;
+            let launch = Norm {
+                x: &bx.operand,
+                scale: scale.as_ref().map(|b| &b.operand),
+                bias: bias.as_ref().map(|b| &b.operand),
+                out: &bo.operand,
+                axes,
+                epsilon,
+                kind,
+            }
+            .launch(self.limits)?;
+            let bound = [&bx, scale.as_ref().unwrap_or(&bx), bias.as_ref().unwrap_or(&bx), &bo];
+            self.emit(&name, launch, &bound)?;
+        }
+        self.set(scaled.out, out);
+        Ok(())
+    }
+}

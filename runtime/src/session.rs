@@ -1,0 +1,242 @@
+//! Sessions: a graph on a device, ready for inputs of any sizes.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use snlp_passes::ir::{Bindings, DType, Def, Graph, Tensor, validate};
+use snlp_passes::rewrite::{Dialect, bind, bindings_from, lower};
+
+use crate::device::{Gpu, lock};
+use crate::error::RuntimeError;
+use crate::executor::{Prepared, SharedBytes};
+use crate::kernels::Scalar;
+use crate::profile::{StepTime, profile};
+use crate::schedule::{
+    Constant, Options, Plan, ScheduleError, WeightDtype, plan, scalar_of, unknown_operators,
+};
+
+/// Prepared plans that a session keeps; the one that was not used for longest goes first.
+const KEPT: usize = 8;
+
+/// A graph on a device. Plans are made once per set of sizes and replayed.
+pub struct Session {
+    gpu: Arc<Gpu>,
+    graph: Graph,
+    options: Options,
+    shared: SharedBytes,
+    /// Most recently used last.
+    prepared: Mutex<Vec<(Bindings, Prepared)>>,
+}
+
+impl Session {
+    /// A session of one graph. Shapes may be symbolic; nothing is uploaded before the first run.
+    ///
+    /// # Errors
+    /// When the graph is not valid.
+    pub fn new(gpu: &Arc<Gpu>, graph: Graph, options: Options) -> Result<Session, RuntimeError> {
+        validate(&graph)?;
+        let shared = graph
+            .values()
+            .filter_map(|(_, v)| match &v.def {
+                Def::Constant(tensor) => Some(tensor.parts()),
+                _ => None,
+            })
+            .flatten()
+            .map(|bytes| (bytes.as_ptr() as usize, bytes.len()))
+            .collect();
+        Ok(Session { gpu: gpu.clone(), graph, options, shared, prepared: Mutex::default() })
+    }
+
+    /// Sessions of several graphs over one set of weights (a model and its plans). Their stacked weights
+    /// are placed together, so that each graph finds its own range of one copy.
+    ///
+    /// # Errors
+    /// When a graph is not valid, or the stacks do not fit the device.
+    pub fn group(
+        gpu: &Arc<Gpu>,
+        graphs: Vec<Graph>,
+        options: &Options,
+    ) -> Result<Vec<Session>, RuntimeError> {
+        let mut stacks = vec![];
+        for graph in &graphs {
+            for (_, value) in graph.values() {
+                if let Def::Constant(tensor) = &value.def
+                    && tensor.parts().len() > 1
+                    && tensor.dtype().is_float()
+                    && let Some(stack) = Constant::new(
+                        value.name.as_deref().unwrap_or("stack"),
+                        tensor,
+                        likely_scalar(tensor, options),
+                    )
+                {
+                    stacks.push(stack);
+                }
+            }
+        }
+        lock(&gpu.weights).place(gpu, &stacks)?;
+        graphs.into_iter().map(|graph| Session::new(gpu, graph, options.clone())).collect()
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        &self.gpu
+    }
+
+    /// Runs the model on named inputs and returns its outputs, in the graph's order.
+    ///
+    /// # Errors
+    /// When inputs are missing, unknown, or of another type or shape than declared; when the graph cannot
+    /// be scheduled at these sizes; when the device fails.
+    pub fn run(&self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, RuntimeError> {
+        let ordered = self.check(inputs)?;
+        let bindings = self.bindings(inputs)?;
+        self.with_prepared(&bindings, |prepared| {
+            let outputs = prepared.run(&ordered)?;
+            Ok(prepared.plan.outputs.iter().map(|o| o.name.clone()).zip(outputs).collect())
+        })
+    }
+
+    /// Runs the model `iterations` times without reading outputs back and returns the time of each
+    /// forward, from submission until the device is idle.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn time(
+        &self,
+        inputs: &[(String, Tensor)],
+        iterations: usize,
+    ) -> Result<Vec<Duration>, RuntimeError> {
+        let ordered = self.check(inputs)?;
+        let bindings = self.bindings(inputs)?;
+        self.with_prepared(&bindings, |prepared| {
+            prepared.feed(&ordered)?;
+            self.gpu.wait()?;
+            let mut times = Vec::with_capacity(iterations);
+            for _ in 0..iterations {
+                let start = Instant::now();
+                prepared.submit(false)?;
+                self.gpu.wait()?;
+                times.push(start.elapsed());
+            }
+            Ok(times)
+        })
+    }
+
+    /// The time of each dispatch of one forward.
+    ///
+    /// # Errors
+    /// As [`Session::run`]; also when the device has no timestamps.
+    pub fn profile(&self, inputs: &[(String, Tensor)]) -> Result<Vec<StepTime>, RuntimeError> {
+        let ordered = self.check(inputs)?;
+        let bindings = self.bindings(inputs)?;
+        self.with_prepared(&bindings, |prepared| {
+            prepared.feed(&ordered)?;
+            profile(prepared)
+        })
+    }
+
+    /// The plan at given sizes, without running or uploading anything.
+    ///
+    /// # Errors
+    /// When a symbol has no size or the graph cannot be scheduled.
+    pub fn plan_for(&self, bindings: &Bindings) -> Result<Plan, RuntimeError> {
+        let mut bound =
+            bind(&self.graph, bindings).map_err(|error| match unknown_operators(&self.graph) {
+                // Sizes that cannot be bound are a consequence of operators without inference.
+                unknown if !unknown.is_empty() => ScheduleError::Unsupported(unknown).into(),
+                _ => RuntimeError::Bind(error.to_string()),
+            })?;
+        lower(&mut bound, &Dialect::runtime()).map_err(|e| RuntimeError::Bind(e.to_string()))?;
+        Ok(plan(validate(&bound)?, self.gpu.limits(), &self.options)?)
+    }
+
+    /// Sizes for the model's symbols that these inputs imply.
+    ///
+    /// # Errors
+    /// When a shape contradicts the declared one, or a symbol gets no size.
+    pub fn bindings(&self, inputs: &[(String, Tensor)]) -> Result<Bindings, RuntimeError> {
+        let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(n, t)| (n.as_str(), t.shape())).collect();
+        bindings_from(&self.graph, &shapes).map_err(|e| RuntimeError::Bind(e.to_string()))
+    }
+
+    /// The inputs in the graph's order.
+    fn check(&self, inputs: &[(String, Tensor)]) -> Result<Vec<Tensor>, RuntimeError> {
+        let named: Vec<(&str, DType)> = self
+            .graph
+            .inputs()
+            .iter()
+            .filter_map(|v| {
+                let name = self.graph.value(*v).name.as_deref()?;
+                Some((name, self.graph.ty(*v)?.dtype))
+            })
+            .collect();
+        let missing: Vec<String> = named
+            .iter()
+            .filter(|(name, _)| !inputs.iter().any(|(n, _)| n == name))
+            .map(|(name, _)| name.to_string())
+            .collect();
+        let unknown: Vec<String> = inputs
+            .iter()
+            .filter(|(n, _)| !named.iter().any(|(name, _)| n == name))
+            .map(|(n, _)| n.clone())
+            .collect();
+        if !missing.is_empty() || !unknown.is_empty() {
+            return Err(RuntimeError::Inputs { missing, unknown });
+        }
+        let mut ordered = vec![];
+        for (name, dtype) in named {
+            let mut given = inputs.iter().filter(|(n, _)| n == name);
+            let Some((_, tensor)) = given.next() else { continue };
+            if given.next().is_some() {
+                return Err(RuntimeError::Input { name: name.into(), reason: "it is given twice".into() });
+            }
+            if tensor.dtype() != dtype {
+                let reason = format!("the model wants {dtype}, not {}", tensor.dtype());
+                return Err(RuntimeError::Input { name: name.into(), reason });
+            }
+            ordered.push(tensor.clone());
+        }
+        Ok(ordered)
+    }
+
+    fn with_prepared<T>(
+        &self,
+        bindings: &Bindings,
+        work: impl FnOnce(&Prepared) -> Result<T, RuntimeError>,
+    ) -> Result<T, RuntimeError> {
+        let mut kept = lock(&self.prepared);
+        let entry = match kept.iter().position(|(b, _)| b == bindings) {
+            Some(at) => kept.remove(at),
+            None => {
+                let plan = self.plan_for(bindings)?;
+                if kept.len() >= KEPT {
+                    kept.remove(0);
+                }
+                (bindings.clone(), Prepared::new(&self.gpu, plan, &self.shared)?)
+            }
+        };
+        kept.push(entry);
+        match kept.last() {
+            Some((_, prepared)) => work(prepared),
+            None => Err(RuntimeError::Bind("no plan".into())),
+        }
+    }
+}
+
+/// How a stacked constant will lie on the device: matrices as the options say, vectors as f32.
+fn likely_scalar(tensor: &Tensor, options: &Options) -> Scalar {
+    let matrix = tensor.shape().len() >= 3 && tensor.shape().iter().rev().take(2).all(|d| *d > 1);
+    let half = tensor.dtype() == DType::F16 || options.weights == WeightDtype::F16;
+    if matrix && half {
+        Scalar::F16
+    } else if matrix {
+        scalar_of(tensor.dtype())
+    } else {
+        Scalar::F32
+    }
+}

@@ -1,0 +1,201 @@
+//! Small graphs, and inputs for them.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeMap;
+
+use snlp_passes::eval::eval_graph;
+use snlp_passes::ir::{
+    Binary, Correction, CorrectionForm, DType, Dim, Graph, Op, Reduce, Tensor, Type, Unary, ValueId,
+};
+use snlp_runtime::kernels::Limits;
+
+/// Limits like those of a small discrete GPU.
+pub fn limits() -> Limits {
+    Limits {
+        max_storage_binding: 128 << 20,
+        max_buffer: 1 << 31,
+        max_storage_buffers: 8,
+        max_grid: 65535,
+        max_invocations: 256,
+        max_workgroup_memory: 16384,
+        min_offset_alignment: 256,
+        software: true,
+        subgroups: false,
+    }
+}
+
+/// Reproducible numbers in -1..1.
+pub fn noise(seed: u32, shape: &[usize]) -> Tensor {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
+    let n: usize = shape.iter().product();
+    let data: Vec<f32> = (0..n)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_vec(shape.to_vec(), data).unwrap()
+}
+
+pub fn known(shape: &[usize]) -> Vec<Dim> {
+    shape.iter().map(|d| Dim::from(*d)).collect()
+}
+
+pub fn float_input(g: &mut Graph, name: &str, shape: Vec<Dim>) -> ValueId {
+    g.add_input(name, Type::new(DType::F32, shape))
+}
+
+pub fn add(g: &mut Graph, op: Op, inputs: &[ValueId]) -> ValueId {
+    g.add(op, inputs).unwrap()
+}
+
+pub fn binary(g: &mut Graph, op: Binary, a: ValueId, b: ValueId) -> ValueId {
+    add(g, Op::Binary(op), &[a, b])
+}
+
+/// `x + W2 gelu(W1 norm(x) + b1) + b2`.
+pub fn mlp(batch: Dim, time: Dim, d: usize) -> Graph {
+    let mut g = Graph::new("mlp");
+    let x = float_input(&mut g, "x", vec![batch, time, d.into()]);
+    let y = mlp_block(&mut g, x, d, 1);
+    g.add_output("y", y);
+    g
+}
+
+pub fn mlp_block(g: &mut Graph, x: ValueId, d: usize, seed: u32) -> ValueId {
+    let scale = g.constant(noise(seed, &[d]));
+    let shift = g.constant(noise(seed + 1, &[d]));
+    let rank = g.ty(x).unwrap().rank();
+    let n = add(g, Op::LayerNorm { axis: rank - 1, epsilon: 1e-5 }, &[x, scale, shift]);
+    let w1 = g.constant(noise(seed + 2, &[d, 4 * d]));
+    let b1 = g.constant(noise(seed + 3, &[4 * d]));
+    let w2 = g.constant(noise(seed + 4, &[4 * d, d]));
+    let b2 = g.constant(noise(seed + 5, &[d]));
+    let h = add(g, Op::MatMul, &[n, w1]);
+    let h = binary(g, Binary::Add, b1, h);
+    let h = add(g, Op::Unary(Unary::GeluErf), &[h]);
+    let h = add(g, Op::MatMul, &[h, w2]);
+    let h = binary(g, Binary::Add, h, b2);
+    binary(g, Binary::Add, h, x)
+}
+
+/// Multi-head attention in the exporters' way: split heads, scores, softmax, merge heads.
+pub fn attention(batch: usize, time: usize, heads: usize, head: usize) -> Graph {
+    let d = heads * head;
+    let mut g = Graph::new("attention");
+    let x = float_input(&mut g, "x", known(&[batch, time, d]));
+    let mask = g.add_input("mask", Type::new(DType::I64, known(&[batch, time])));
+    let scale = g.constant(noise(20, &[d]));
+    let n = add(&mut g, Op::RmsNorm { axis: 2, epsilon: 1e-6 }, &[x, scale]);
+    let mut parts = vec![];
+    for seed in 0..3 {
+        let w = g.constant(noise(21 + seed, &[d, d]));
+        let p = add(&mut g, Op::MatMul, &[n, w]);
+        let shape = g.ints(&[batch as i64, time as i64, heads as i64, head as i64]);
+        let p = add(&mut g, Op::Reshape { allow_zero: false }, &[p, shape]);
+        let perm = if seed == 1 { vec![0, 2, 3, 1] } else { vec![0, 2, 1, 3] };
+        parts.push(add(&mut g, Op::Transpose { perm }, &[p]));
+    }
+    let s = add(&mut g, Op::MatMul, &[parts[0], parts[1]]);
+    let factor = g.scalar(1.0 / (head as f32).sqrt());
+    let s = binary(&mut g, Binary::Mul, s, factor);
+    let visible = add(&mut g, Op::Cast { to: DType::Bool }, &[mask]);
+    let visible = add(&mut g, Op::Unsqueeze { axes: vec![1, 2] }, &[visible]);
+    let (zero, low) = (g.scalar(0f32), g.scalar(-1e9f32));
+    let bias = add(&mut g, Op::Where, &[visible, zero, low]);
+    let s = binary(&mut g, Binary::Add, s, bias);
+    let p = add(&mut g, Op::Softmax { axis: 3 }, &[s]);
+    let o = add(&mut g, Op::MatMul, &[p, parts[2]]);
+    let o = add(&mut g, Op::Transpose { perm: vec![0, 2, 1, 3] }, &[o]);
+    let shape = g.ints(&[batch as i64, time as i64, d as i64]);
+    let o = add(&mut g, Op::Reshape { allow_zero: false }, &[o, shape]);
+    let w = g.constant(noise(30, &[d, d]));
+    let o = add(&mut g, Op::MatMul, &[o, w]);
+    let y = binary(&mut g, Binary::Add, x, o);
+    g.add_output("y", y);
+    g
+}
+
+/// Stacked weights of `units` layers, and the layers' own.
+pub fn layers(units: usize, d: usize) -> Vec<Tensor> {
+    (0..units).map(|i| noise(50 + i as u32, &[d, d])).collect()
+}
+
+/// `units` layers `x + W x` on one input, corrected; or with `sum`, added up.
+pub fn units(weights: &[Tensor], batch: usize, time: usize, sum: bool) -> Graph {
+    let d = weights[0].shape()[0];
+    let mut g = Graph::new("units");
+    let x = float_input(&mut g, "x", known(&[batch, time, d]));
+    let w = Tensor::stack(weights).unwrap().reshaped(vec![weights.len(), 1, d, d]).unwrap();
+    let w = g.named_constant("stack", w);
+    let f = add(&mut g, Op::MatMul, &[x, w]);
+    let y = if sum {
+        let s = add(&mut g, Op::Reduce { op: Reduce::Sum, axes: vec![0], keepdims: false }, &[f]);
+        binary(&mut g, Binary::Add, s, x)
+    } else {
+        let f = binary(&mut g, Binary::Add, f, x);
+        let c = Correction { form: CorrectionForm::Prefix, last_only: true };
+        add(&mut g, Op::Correction(c), &[f, x])
+    };
+    g.add_output("y", y);
+    g
+}
+
+/// Fused layers: one norm, factors per unit, two products with biases per unit, summed over the units.
+pub fn fused_units(units: usize, d: usize, batch: usize, time: usize) -> Graph {
+    let mut g = Graph::new("fused");
+    let x = float_input(&mut g, "x", known(&[batch, time, d]));
+    let n = add(&mut g, Op::LayerNorm { axis: 2, epsilon: 1e-5 }, &[x]);
+    let scale = g.constant(noise(1, &[units, 1, 1, d]));
+    let shift = g.constant(noise(2, &[units, 1, 1, d]));
+    let n = binary(&mut g, Binary::Mul, n, scale);
+    let n = binary(&mut g, Binary::Add, shift, n);
+    let w1 = g.constant(noise(3, &[units, 1, d, 2 * d]));
+    let b1 = g.constant(noise(4, &[units, 1, 1, 2 * d]));
+    let h = add(&mut g, Op::MatMul, &[n, w1]);
+    let h = binary(&mut g, Binary::Add, h, b1);
+    let h = add(&mut g, Op::Unary(Unary::Relu), &[h]);
+    let w2 = g.constant(noise(5, &[units, 1, 2 * d, d]));
+    let b2 = g.constant(noise(6, &[units, 1, 1, d]));
+    let h = add(&mut g, Op::MatMul, &[h, w2]);
+    let h = binary(&mut g, Binary::Add, h, b2);
+    let h = add(&mut g, Op::Reduce { op: Reduce::Sum, axes: vec![0], keepdims: false }, &[h]);
+    let y = binary(&mut g, Binary::Add, x, h);
+    g.add_output("y", y);
+    g
+}
+
+/// Layers `x + W x` one after the other.
+pub fn sequential(weights: &[Tensor], batch: usize, time: usize) -> Graph {
+    let d = weights[0].shape()[0];
+    let mut g = Graph::new("sequential");
+    let mut x = float_input(&mut g, "x", known(&[batch, time, d]));
+    for w in weights {
+        let w = g.constant(w.clone());
+        let f = add(&mut g, Op::MatMul, &[x, w]);
+        x = binary(&mut g, Binary::Add, f, x);
+    }
+    g.add_output("y", x);
+    g
+}
+
+/// The evaluator's answer.
+pub fn oracle(g: &Graph, inputs: &[(String, Tensor)]) -> Vec<Tensor> {
+    let by_id: BTreeMap<ValueId, Tensor> = g
+        .inputs()
+        .iter()
+        .map(|v| {
+            let name = g.value(*v).name.clone().unwrap();
+            let (_, t) = inputs.iter().find(|(n, _)| *n == name).expect("an input for every name");
+            (*v, t.clone())
+        })
+        .collect();
+    eval_graph(g, &by_id).unwrap()
+}
+
+/// A known size.
+pub fn n(size: i64) -> Dim {
+    size.into()
+}

@@ -1,0 +1,274 @@
+//! Small graphs on a device, against the plain evaluator.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::sync::{Arc, OnceLock};
+
+use common::*;
+use snlp_passes::ir::{Binary, DType, Dim, Graph, Op, Tensor, Type, Unary, ValueId};
+use snlp_runtime::schedule::{Options, WeightDtype};
+use snlp_runtime::{AdapterChoice, Gpu, RuntimeError, Session};
+
+/// One device for all tests; `None` (said once) without an adapter, unless `REQUIRE_GPU=1`.
+fn gpu() -> Option<Arc<Gpu>> {
+    static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
+    GPU.get_or_init(|| match Gpu::open(&AdapterChoice { substring: None, allow_software: true }) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");
+            eprintln!("SKIPPED: tests on a device: {error}");
+            None
+        }
+    })
+    .clone()
+}
+
+fn input(name: &str, tensor: Tensor) -> (String, Tensor) {
+    (name.into(), tensor)
+}
+
+#[track_caller]
+fn close(actual: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!((actual.dtype(), actual.shape()), (expected.dtype(), expected.shape()));
+    for (i, (a, e)) in actual.to_f64().iter().zip(expected.to_f64()).enumerate() {
+        let fits = (a - e).abs() <= tolerance * (1.0 + e.abs()) || (a.is_nan() && e.is_nan()) || *a == e;
+        assert!(fits, "element {i} is {a}, not {e}");
+    }
+}
+
+/// Runs a graph with and without fusion and compares with the evaluator.
+#[track_caller]
+fn agrees(g: &Graph, inputs: &[(String, Tensor)], tolerance: f64) {
+    let Some(gpu) = gpu() else { return };
+    let expected = oracle(g, inputs);
+    for fuse in [true, false] {
+        let session = Session::new(&gpu, g.clone(), Options { fuse, ..Options::default() }).unwrap();
+        for _ in 0..2 {
+            let actual = session.run(inputs).unwrap();
+            assert_eq!(actual.len(), expected.len());
+            for ((name, a), (output, e)) in actual.iter().zip(g.outputs.iter().zip(&expected)) {
+                assert_eq!(*name, output.name);
+                close(a, e, tolerance);
+            }
+        }
+    }
+}
+
+#[test]
+fn mlp_of_any_size() {
+    let g = mlp(Dim::symbol("batch"), Dim::symbol("time"), 20);
+    for (b, t) in [(1, 1), (2, 5), (1, 9)] {
+        agrees(&g, &[input("x", noise(9, &[b, t, 20]))], 2e-4);
+    }
+}
+
+#[test]
+fn attention_block() {
+    let g = attention(2, 5, 4, 8);
+    let mask = Tensor::from_vec(vec![2, 5], vec![1i64, 1, 1, 1, 1, 1, 1, 1, 0, 0]).unwrap();
+    agrees(&g, &[input("x", noise(7, &[2, 5, 32])), input("mask", mask)], 2e-4);
+}
+
+#[test]
+fn batched_units() {
+    let w = layers(3, 12);
+    for sum in [true, false] {
+        agrees(&units(&w, 2, 5, sum), &[input("x", noise(3, &[2, 5, 12]))], 2e-4);
+    }
+}
+
+#[test]
+fn fused_layers() {
+    agrees(&fused_units(3, 12, 2, 5), &[input("x", noise(3, &[2, 5, 12]))], 2e-4);
+}
+
+#[test]
+fn sessions_share_one_copy_of_the_weights() {
+    let Some(gpu) = gpu() else { return };
+    let w = layers(5, 12);
+    let graphs = vec![sequential(&w, 1, 3), units(&w[1..], 1, 3, true), units(&w[..3], 1, 3, false)];
+    let before = gpu.weights();
+    let sessions = Session::group(&gpu, graphs.clone(), &Options::default()).unwrap();
+    let x = [input("x", noise(3, &[1, 3, 12]))];
+    for (session, g) in sessions.iter().zip(&graphs) {
+        close(&session.run(&x).unwrap()[0].1, &oracle(g, &x)[0], 2e-4);
+    }
+    let after = gpu.weights();
+    let one = (12u64 * 12 * 4).next_multiple_of(256);
+    assert_eq!(after.resident - before.resident, 5 * one);
+    assert_eq!(after.repeated, before.repeated);
+}
+
+#[test]
+fn indices_are_checked() {
+    let Some(gpu) = gpu() else { return };
+    let mut g = Graph::new("embed");
+    let ids = g.add_input("ids", Type::new(DType::I64, vec![Dim::symbol("t")]));
+    let table = g.constant(noise(1, &[7, 200]));
+    let y = g.add_named("wte/Gather", Op::Gather { axis: 0 }, &[table, ids]).unwrap();
+    g.add_output("y", y);
+    agrees(&g, &[input("ids", Tensor::ints(&[0, 6, -1, 3]))], 0.0);
+    let session = Session::new(&gpu, g, Options::default()).unwrap();
+    let error = session.run(&[input("ids", Tensor::ints(&[0, 7]))]).unwrap_err();
+    assert!(matches!(error, RuntimeError::Index { value: 7, size: 7, .. }), "{error}");
+    assert!(error.to_string().contains("wte/Gather"), "{error}");
+}
+
+#[test]
+fn inputs_are_checked() {
+    let Some(gpu) = gpu() else { return };
+    let session = Session::new(&gpu, attention(2, 5, 4, 8), Options::default()).unwrap();
+    let x = noise(7, &[2, 5, 32]);
+    let error = session.run(&[input("x", x.clone()), input("masks", x.clone())]).unwrap_err();
+    assert_eq!(error.to_string(), "inputs do not match the model: missing mask unknown masks");
+    let error = session.run(&[input("x", x.clone()), input("mask", x.clone())]).unwrap_err();
+    assert!(error.to_string().contains("'mask'") && error.to_string().contains("i64"), "{error}");
+    let mask = Tensor::from_vec(vec![2, 4], vec![1i64; 8]).unwrap();
+    let error = session.run(&[input("x", x), input("mask", mask)]).unwrap_err();
+    assert!(error.to_string().contains("mask"), "{error}");
+}
+
+fn graph_of(f: impl FnOnce(&mut Graph, ValueId) -> ValueId, shape: &[usize]) -> Graph {
+    let mut g = Graph::new("one");
+    let x = float_input(&mut g, "x", known(shape));
+    let y = f(&mut g, x);
+    g.add_output("y", y);
+    g
+}
+
+#[test]
+fn views_and_copies() {
+    let x = [input("x", noise(5, &[2, 6, 4]))];
+    let cases: Vec<Graph> = vec![
+        graph_of(|g, x| add(g, Op::Transpose { perm: vec![2, 0, 1] }, &[x]), &[2, 6, 4]),
+        graph_of(
+            |g, x| {
+                let t = add(g, Op::Transpose { perm: vec![0, 2, 1] }, &[x]);
+                let shape = g.ints(&[8, 6]);
+                let r = add(g, Op::Reshape { allow_zero: false }, &[t, shape]);
+                let shape = g.ints(&[48]);
+                add(g, Op::Reshape { allow_zero: false }, &[r, shape])
+            },
+            &[2, 6, 4],
+        ),
+        graph_of(
+            |g, x| {
+                let (s, e) = (g.ints(&[1, -1]), g.ints(&[i64::MAX, i64::MIN]));
+                let y = add(g, Op::Slice { axes: vec![1, 2], steps: vec![2, -1] }, &[x, s, e]);
+                let z = add(g, Op::Unary(Unary::Exp), &[y]);
+                add(g, Op::Concat { axis: 2 }, &[y, z])
+            },
+            &[2, 6, 4],
+        ),
+        graph_of(|g, x| add(g, Op::Trilu { upper: false }, &[x]), &[2, 6, 4]),
+        graph_of(
+            |g, x| {
+                let k = g.scalar(1i64);
+                add(g, Op::Trilu { upper: true }, &[x, k])
+            },
+            &[2, 6, 4],
+        ),
+        graph_of(
+            |g, x| {
+                let i = g.ints(&[3, 1]);
+                let y = add(g, Op::Gather { axis: 1 }, &[x, i]);
+                let shape = g.ints(&[3, 2, 2, 4]);
+                let y = add(g, Op::Expand, &[y, shape]);
+                let one = g.scalar(2i64);
+                add(g, Op::Gather { axis: 0 }, &[y, one])
+            },
+            &[2, 6, 4],
+        ),
+    ];
+    for g in &cases {
+        agrees(g, &x, 1e-5);
+    }
+}
+
+#[test]
+fn gemm_in_all_forms() {
+    for (alpha, beta, trans_a, trans_b) in
+        [(1.0, 1.0, false, true), (0.5, 2.0, true, false), (2.0, 0.0, true, true)]
+    {
+        let shape = if trans_a { [3, 5] } else { [5, 3] };
+        let g = graph_of(
+            |g, x| {
+                let w = g.constant(noise(2, if trans_b { &[7, 3] } else { &[3, 7] }));
+                let c = g.constant(noise(3, &[7]));
+                let y = add(g, Op::Gemm { alpha, beta, trans_a, trans_b }, &[x, w, c]);
+                let to = g.ints(&[1, 5, 7]);
+                let y = add(g, Op::Reshape { allow_zero: false }, &[y, to]);
+                let r = g.constant(noise(4, &[1, 5, 7]));
+                binary(g, Binary::Add, r, y)
+            },
+            &shape,
+        );
+        agrees(&g, &[input("x", noise(1, &shape))], 1e-4);
+    }
+}
+
+#[test]
+fn half_weights_stay_close() {
+    let Some(gpu) = gpu() else { return };
+    let g = mlp(n(1), n(3), 16);
+    let x = [input("x", noise(9, &[1, 3, 16]))];
+    let options = Options { weights: WeightDtype::F16, ..Options::default() };
+    let session = Session::new(&gpu, g.clone(), options).unwrap();
+    close(&session.run(&x).unwrap()[0].1, &oracle(&g, &x)[0], 2e-2);
+}
+
+#[test]
+fn integers_come_back_as_they_were() {
+    let mut g = Graph::new("argmax");
+    let x = float_input(&mut g, "x", known(&[3, 5]));
+    let best = add(&mut g, Op::ArgMax { axis: 1, keepdims: false, last: false }, &[x]);
+    let zero = g.scalar(0f32);
+    let positive = binary(&mut g, Binary::Greater, x, zero);
+    let half = add(&mut g, Op::Cast { to: DType::F16 }, &[x]);
+    let echo = g.add_input("n", Type::new(DType::I64, known(&[2])));
+    for (name, v) in [("best", best), ("positive", positive), ("half", half), ("echo", echo), ("x again", x)]
+    {
+        g.add_output(name, v);
+    }
+    agrees(&g, &[input("x", noise(1, &[3, 5])), input("n", Tensor::ints(&[1 << 40, -3]))], 1e-3);
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    let Some(gpu) = gpu() else { return };
+    let g = graph_of(
+        |g, x| {
+            let shape = g.ints(&[1 << 15, 1 << 15]);
+            let y = add(g, Op::Expand, &[x, shape]);
+            add(g, Op::Unary(Unary::Exp), &[y])
+        },
+        &[1, 1],
+    );
+    let session = Session::new(&gpu, g, Options::default()).unwrap();
+    let error = session.run(&[input("x", noise(1, &[1, 1]))]).unwrap_err();
+    assert!(matches!(error, RuntimeError::Schedule(_) | RuntimeError::OutOfMemory { .. }), "{error}");
+}
+
+#[test]
+fn a_lost_device_is_an_error() {
+    if gpu().is_none() {
+        return;
+    }
+    let own = Gpu::open(&AdapterChoice { substring: None, allow_software: true }).unwrap();
+    let session = Session::new(&own, mlp(n(1), n(3), 8), Options::default()).unwrap();
+    let x = [input("x", noise(9, &[1, 3, 8]))];
+    session.run(&x).unwrap();
+    own.destroy();
+    let error = session.run(&x).unwrap_err();
+    assert!(matches!(error, RuntimeError::DeviceLost(_) | RuntimeError::Gpu { .. }), "{error:?}");
+}
+
+#[test]
+fn each_dispatch_can_be_timed() {
+    let Some(gpu) = gpu().filter(|g| g.has_timestamps()) else { return };
+    let session = Session::new(&gpu, mlp(n(1), n(3), 8), Options::default()).unwrap();
+    let x = [input("x", noise(9, &[1, 3, 8]))];
+    assert_eq!(session.profile(&x).unwrap().len(), 3);
+    assert_eq!(session.time(&x, 3).unwrap().len(), 3);
+}

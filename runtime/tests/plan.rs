@@ -1,0 +1,230 @@
+//! Plans as data: dispatch counts, recycling, hazards. No GPU.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::collections::{HashMap, HashSet};
+
+use common::*;
+use snlp_passes::ir::{Binary, DType, Dim, Graph, Op, Opaque, Tensor, Type, Unary, validate};
+use snlp_runtime::schedule::{HostValue, Options, OutputSource, Place, Plan, ScheduleError, plan};
+
+fn planned(g: &Graph) -> Plan {
+    let p = plan(validate(g).unwrap(), &limits(), &Options::default()).unwrap();
+    check(&p);
+    p
+}
+
+/// What every plan must satisfy.
+fn check(p: &Plan) {
+    let buffer_of = |slot: usize| match p.slots[slot].place {
+        Place::Activation(b) => Some(b),
+        _ => None,
+    };
+    // Which slot's data each buffer holds: a buffer may change hands between levels only, and a reader
+    // must find its own data.
+    let mut holds: HashMap<usize, usize> = HashMap::new();
+    let mut end = 0;
+    for level in &p.levels {
+        assert_eq!(level.start, end, "levels are contiguous");
+        end = level.end;
+        let steps = &p.steps[level.clone()];
+        let read: HashSet<_> =
+            steps.iter().flat_map(|s| s.reads()).filter_map(|b| buffer_of(b.slot)).collect();
+        let written: HashSet<_> =
+            steps.iter().flat_map(|s| s.writes()).filter_map(|b| buffer_of(b.slot)).collect();
+        assert!(read.is_disjoint(&written), "a buffer is read and written in one level:\n{}", p.dump());
+        for b in steps.iter().flat_map(|s| s.reads()) {
+            if let Some(buffer) = buffer_of(b.slot) {
+                assert_eq!(holds.get(&buffer), Some(&b.slot), "a reader finds another's data:\n{}", p.dump());
+            }
+        }
+        for b in steps.iter().flat_map(|s| s.writes()) {
+            holds.insert(buffer_of(b.slot).expect("results are activations"), b.slot);
+        }
+    }
+    assert_eq!(end, p.steps.len());
+    for output in &p.outputs {
+        if let OutputSource::Device { binding, .. } = &output.source {
+            assert_eq!(holds.get(&buffer_of(binding.slot).unwrap()), Some(&binding.slot));
+        }
+    }
+    for step in &p.steps {
+        assert!(step.params_at.is_multiple_of(256));
+        for b in &step.bindings {
+            let slot = &p.slots[b.slot];
+            assert!(b.offset + b.bytes <= slot.bytes.max(4), "{b:?} of {slot:?}");
+            if let Place::Activation(n) = slot.place {
+                assert!(slot.bytes <= p.buffers[n]);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_mlp_is_three_dispatches() {
+    let p = planned(&mlp(n(2), n(3), 8));
+    let stats = p.stats();
+    assert_eq!((stats.dispatches, stats.levels), (3, 3), "{}", p.dump());
+    assert_eq!(stats.kernels.iter().find(|(k, _)| k.starts_with("matmul")).map(|(_, n)| *n), Some(2));
+    assert!(stats.activation_bytes < stats.unshared_bytes + 256 * 4);
+}
+
+#[test]
+fn fusion_can_be_turned_off() {
+    let g = mlp(n(2), n(3), 8);
+    let options = Options { fuse: false, ..Options::default() };
+    let p = plan(validate(&g).unwrap(), &limits(), &options).unwrap();
+    check(&p);
+    assert_eq!(p.stats().dispatches, 7);
+}
+
+#[test]
+fn heads_split_and_merge_without_copies() {
+    let p = planned(&attention(2, 5, 4, 8));
+    // norm, q, k, v, scores, scale + mask, softmax, values, projection + residual.
+    assert_eq!(p.stats().dispatches, 9, "{}", p.dump());
+    assert_eq!(p.stats().levels, 7, "{}", p.dump());
+    assert!(p.stats().host_steps > 0, "the mask is made on the host");
+    assert_eq!(p.uploads.len(), 1);
+}
+
+#[test]
+fn a_sum_over_units_is_one_product() {
+    let p = planned(&units(&layers(3, 8), 2, 5, true));
+    assert_eq!(p.stats().dispatches, 1, "{}", p.dump());
+    let p = planned(&units(&layers(3, 8), 2, 5, false));
+    assert_eq!(p.stats().dispatches, 2, "{}", p.dump());
+}
+
+#[test]
+fn unit_factors_and_biases_join_their_neighbours() {
+    let p = planned(&fused_units(3, 8, 2, 5));
+    assert_eq!(p.stats().dispatches, 3, "{}", p.dump());
+}
+
+#[test]
+fn products_that_meet_in_an_add() {
+    let mut g = Graph::new("parallel");
+    let x = float_input(&mut g, "x", known(&[3, 8]));
+    let (a, b) = (g.constant(noise(1, &[8, 8])), g.constant(noise(2, &[8, 8])));
+    let a = add(&mut g, Op::MatMul, &[x, a]);
+    let b = add(&mut g, Op::MatMul, &[x, b]);
+    let y = binary(&mut g, Binary::Add, a, b);
+    let y = binary(&mut g, Binary::Add, y, x);
+    g.add_output("y", y);
+    assert_eq!(planned(&g).stats().dispatches, 2);
+}
+
+#[test]
+fn deep_chains_recycle_buffers() {
+    let p = planned(&sequential(&layers(12, 16), 2, 5));
+    assert_eq!(p.stats().dispatches, 12);
+    assert!(p.buffers.len() <= 2, "{:?}", p.buffers);
+}
+
+#[test]
+fn long_elementwise_chains_split_at_the_kernels_maxima() {
+    let mut g = Graph::new("chain");
+    let x = float_input(&mut g, "x", known(&[4, 4]));
+    let mut y = x;
+    for i in 0..40 {
+        y = if i % 2 == 0 {
+            add(&mut g, Op::Unary(Unary::Tanh), &[y])
+        } else {
+            binary(&mut g, Binary::Add, y, x)
+        };
+    }
+    g.add_output("y", y);
+    let p = planned(&g);
+    assert_eq!(p.stats().dispatches, 3, "{}", p.dump());
+}
+
+#[test]
+fn values_read_twice_are_computed_once() {
+    let mut g = Graph::new("diamond");
+    let x = float_input(&mut g, "x", known(&[4, 4]));
+    let a = add(&mut g, Op::Unary(Unary::Exp), &[x]);
+    let b = add(&mut g, Op::Unary(Unary::Neg), &[a]);
+    let c = add(&mut g, Op::Unary(Unary::Abs), &[a]);
+    let y = binary(&mut g, Binary::Mul, b, c);
+    g.add_output("y", y);
+    assert_eq!(planned(&g).stats().dispatches, 1);
+    g.add_output("a", a);
+    assert_eq!(planned(&g).stats().dispatches, 2);
+}
+
+#[test]
+fn concatenation_is_written_in_place() {
+    let mut g = Graph::new("concat");
+    let x = float_input(&mut g, "x", known(&[2, 3]));
+    let past = float_input(&mut g, "past", known(&[4, 3]));
+    let a = add(&mut g, Op::Unary(Unary::Exp), &[x]);
+    let y = add(&mut g, Op::Concat { axis: 0 }, &[past, a]);
+    let z = add(&mut g, Op::Unary(Unary::Neg), &[y]);
+    g.add_output("y", y);
+    g.add_output("z", z);
+    let p = planned(&g);
+    assert_eq!(p.stats().dispatches, 3, "{}", p.dump());
+    assert_eq!(p.stats().levels, 2);
+}
+
+#[test]
+fn everything_unsupported_is_listed() {
+    let mut g = Graph::new("bad");
+    let x = float_input(&mut g, "x", known(&[2]));
+    let opaque = |name: &str| {
+        Op::Opaque(Box::new(Opaque {
+            domain: "com.example".into(),
+            op_type: name.into(),
+            attributes: vec![],
+            captures: vec![],
+        }))
+    };
+    let a = g.add_named("first", opaque("Foo"), &[x]).unwrap();
+    g.declare_type(a, Type::new(DType::F32, known(&[2])));
+    let b = add(&mut g, Op::Unary(Unary::Exp), &[a]);
+    let c = g.add_named("second", opaque("Bar"), &[b]).unwrap();
+    g.declare_type(c, Type::new(DType::F32, known(&[2])));
+    g.add_output("y", c);
+    let error = plan(validate(&g).unwrap(), &limits(), &Options::default()).unwrap_err();
+    let ScheduleError::Unsupported(list) = &error else { panic!("{error}") };
+    assert_eq!(list.len(), 2, "{error}");
+    assert!(error.to_string().contains("'first' (com.example::Foo)"), "{error}");
+    assert!(error.to_string().contains("'second' (com.example::Bar)"), "{error}");
+}
+
+#[test]
+fn unknown_shapes_are_refused() {
+    let g = mlp(Dim::symbol("batch"), n(3), 8);
+    let error = plan(validate(&g).unwrap(), &limits(), &Options::default()).unwrap_err();
+    assert!(matches!(error, ScheduleError::UnknownShape { .. }), "{error}");
+}
+
+#[test]
+fn large_tables_and_matrices_are_split() {
+    let mut g = Graph::new("large");
+    let ids = g.add_input("ids", Type::new(DType::I64, known(&[1, 4])));
+    let table = g.constant(noise(1, &[300, 16]));
+    let x = add(&mut g, Op::Gather { axis: 0 }, &[table, ids]);
+    let turned = add(&mut g, Op::Transpose { perm: vec![1, 0] }, &[table]);
+    let y = add(&mut g, Op::MatMul, &[x, turned]);
+    g.add_output("y", y);
+    let small = snlp_runtime::kernels::Limits { max_storage_binding: 8192, ..limits() };
+    let p = plan(validate(&g).unwrap(), &small, &Options::default()).unwrap();
+    check(&p);
+    assert!(p.stats().dispatches >= 6, "{}", p.dump());
+    for b in p.steps.iter().flat_map(|s| &s.bindings) {
+        assert!(b.bytes <= 8192);
+    }
+    assert_eq!(p.checks.len(), 1);
+    assert_eq!(p.checks[0].value, HostValue::Input(0));
+}
+
+#[test]
+fn constants_outside_any_reader_are_not_uploaded() {
+    let mut g = mlp(n(1), n(1), 8);
+    let _ = g.constant(Tensor::ints(&[1, 2, 3]));
+    let bytes = planned(&g).stats().weight_bytes;
+    assert!(bytes < 2 * (8 * 32 * 4 * 2 + 5 * 256), "{bytes}");
+}

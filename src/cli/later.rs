@@ -1,0 +1,33 @@
+//! Commands of the contract that are not implemented: they take any arguments and say so.
+
+use clap::Args;
+
+/// Search for the fastest plan inside a quality budget (not implemented yet)
+#[derive(Args)]
+#[command(
+    after_help = "Example (once implemented):\n  snlp plan model.onnx --tokens val.npz --budget 'ppl+1%'"
+)]
+pub struct Plan {
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+/// Generate text (not implemented yet)
+#[derive(Args)]
+#[command(
+    after_help = "Example (once implemented):\n  snlp generate model.onnx --tokenizer tokenizer.json --prompt 'Once'"
+)]
+pub struct Generate {
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}
+
+/// Time forwards of plans against the device's roofline (not implemented yet)
+#[derive(Args)]
+#[command(
+    after_help = "Example (once implemented):\n  snlp bench model.onnx --plan 6xF1 --batch 1 --seq 128"
+)]
+pub struct Bench {
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    rest: Vec<String>,
+}

@@ -1,0 +1,291 @@
+//! `--verify`: a written model against the plain evaluator, and against its original.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use snlp::compare::{Comparison, Tolerance, compare};
+use snlp::error::{Error, Kind};
+use snlp::feeds::feeds;
+use snlp::language::inputs::{logits_output, token_feeds};
+use snlp::language::metrics::Deviation;
+use snlp::language::windows::Windows;
+use snlp::passes::eval::eval_graph;
+use snlp::passes::ir::{DType, Graph, Tensor, ValueId};
+use snlp::samples::{sample_inputs, sample_sizes};
+use snlp::source::Source;
+
+use super::Common;
+use super::backend::{Backend, Runner};
+use super::eval::{Measured, batch_size, check_windows, measure, vocabulary};
+use super::ui::{self, BAD, BOLD, GOOD, Ui};
+
+/// Positions of the inputs that the evaluator runs on: it is correct, not fast.
+const LENGTH: usize = 24;
+/// Forwards that are timed.
+const ROUNDS: usize = 5;
+
+/// What one backend said.
+struct OnBackend {
+    device: String,
+    /// The file against the evaluator, for each output.
+    outputs: Vec<(String, Comparison)>,
+}
+
+/// What was found. The first backend is the one that measures quality and time.
+pub struct Verification {
+    tolerance: Tolerance,
+    backends: Vec<OnBackend>,
+    /// The file against the sequential model.
+    deviation: Deviation,
+    /// Sequential and converted, on token windows.
+    quality: Option<(Measured, Measured)>,
+    /// Milliseconds of a forward, sequential and converted.
+    ms: (f64, f64),
+    /// What a forward was timed on.
+    timed: String,
+}
+
+/// Reads the written file back, runs it and the original on the chosen backend, and evaluates the
+/// rewritten graph independently.
+pub fn verify(
+    source: &Source,
+    rewritten: &Graph,
+    file: &Path,
+    windows: Option<Windows>,
+    common: &Common,
+    ui: &Ui,
+) -> Result<Verification, Error> {
+    let converted = Source::read(file)?;
+    source.require_supported()?;
+    if let Some(windows) = &windows {
+        check_windows(source, windows)?;
+    }
+    let about = |e: Error| e.about(&source.path);
+    let inputs = probe(source, windows.as_ref()).and_then(|p| feeds(&source.graph, &p)).map_err(about)?;
+    let backends = Backend::open_all(common, ui)?;
+    let bar = ui.progress(1 + backends.len() as u64, "verifying");
+    let expected = evaluate(rewritten, &inputs)?;
+    bar.inc(1);
+
+    let half = |t: &Tensor| matches!(t.dtype(), DType::F16 | DType::BF16) && t.len() > 1;
+    let is_half = common.dtype == Some(super::args::DTypeChoice::F16)
+        || rewritten.values().any(|(v, _)| rewritten.tensor(v).is_some_and(half));
+    let tolerance = if is_half { Tolerance::Loose } else { Tolerance::Close };
+    let mut said = Vec::new();
+    let mut first: Option<(Vec<Runner>, Deviation)> = None;
+    for backend in &backends {
+        let runners = backend.load(vec![source.graph.clone(), converted.graph.clone()]).map_err(about)?;
+        let [sequential, parallel] = &runners[..] else {
+            return Err(Error::new(Kind::Internal, "two runners were expected"));
+        };
+        let actual = parallel.run(&inputs).map_err(|e| e.about(file))?;
+        let reference = sequential.run(&inputs).map_err(about)?;
+        said.push(OnBackend { device: backend.name(), outputs: check(&expected, &actual, tolerance)? });
+        if first.is_none() {
+            let deviation = deviation(source, &reference, &actual)?;
+            first = Some((runners, deviation));
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let (runners, deviation) = first.ok_or_else(|| Error::new(Kind::Internal, "no backend was opened"))?;
+    let (quality, timing_inputs, timed) = match windows {
+        Some(w) => {
+            let batch = batch_size(&w, vocabulary(source)?, None);
+            let mut measured = measure(source, &runners, &w, batch, ui)?.into_iter();
+            let feeds = token_feeds(&source.graph, &w.batch(0..batch))?;
+            let timed = format!("{batch} x {} tokens", w.length());
+            (measured.next().zip(measured.next()), feeds, timed)
+        }
+        None => (None, inputs, format!("1 x {LENGTH} positions")),
+    };
+    let ms = match &runners[..] {
+        [sequential, parallel] => times(sequential, parallel, &timing_inputs)?,
+        _ => (f64::NAN, f64::NAN),
+    };
+    Ok(Verification { tolerance, backends: said, deviation, quality, ms, timed })
+}
+
+/// Inputs short enough for the evaluator: the beginning of the first window, else a sample.
+fn probe(source: &Source, windows: Option<&Windows>) -> Result<Vec<(String, Tensor)>, Error> {
+    let Some(windows) = windows else {
+        return sample_inputs(&source.graph, &sample_sizes(&source.graph, LENGTH));
+    };
+    let length = windows.length().min(LENGTH);
+    let ids = windows.inputs(0).get(..length).unwrap_or_default().to_vec();
+    let ids = Tensor::from_vec(vec![1, length], ids).map_err(|e| Error::input(e.to_string()))?;
+    token_feeds(&source.graph, &ids)
+}
+
+/// Every expected output against the one computed.
+fn check(
+    expected: &[(String, Tensor)],
+    actual: &[(String, Tensor)],
+    tolerance: Tolerance,
+) -> Result<Vec<(String, Comparison)>, Error> {
+    let mut out = Vec::new();
+    for (name, e) in expected {
+        let (_, a) = actual
+            .iter()
+            .find(|(n, _)| n == name)
+            .ok_or_else(|| Error::new(Kind::Check, format!("the written model does not return '{name}'")))?;
+        let found = compare(a, e, tolerance)
+            .map_err(|why| Error::new(Kind::Check, format!("output '{name}' of the written model {why}")))?;
+        out.push((name.clone(), found));
+    }
+    Ok(out)
+}
+
+/// The graph under the plain evaluator.
+fn evaluate(graph: &Graph, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, Error> {
+    let by_id: BTreeMap<ValueId, Tensor> = graph
+        .inputs()
+        .iter()
+        .filter_map(|v| {
+            let name = graph.value(*v).name.as_deref()?;
+            Some((*v, inputs.iter().find(|(n, _)| n == name)?.1.clone()))
+        })
+        .collect();
+    let outputs = eval_graph(graph, &by_id).map_err(|e| {
+        Error::input("the plain evaluator cannot check this model")
+            .because(e)
+            .help("convert without --verify")
+    })?;
+    Ok(graph.outputs.iter().map(|o| o.name.clone()).zip(outputs).collect())
+}
+
+/// How far the converted model's logits (else its first float output) are from the sequential ones.
+fn deviation(
+    source: &Source,
+    reference: &[(String, Tensor)],
+    actual: &[(String, Tensor)],
+) -> Result<Deviation, Error> {
+    let at = logits_output(&source.graph).map(|(at, _)| at).ok();
+    let at = at.or_else(|| reference.iter().position(|(_, t)| t.dtype().is_float()));
+    let mut out = Deviation::default();
+    if let Some(at) = at
+        && let (Some((_, r)), Some((_, a))) = (reference.get(at), actual.get(at))
+    {
+        let width = r.shape().last().copied().unwrap_or(1);
+        out.add(&r.to_f32(), &a.to_f32(), width)
+            .map_err(|e| Error::new(Kind::Check, "the two models return different shapes").because(e))?;
+    }
+    Ok(out)
+}
+
+/// Median times of both, taken in turns.
+fn times(sequential: &Runner, parallel: &Runner, inputs: &[(String, Tensor)]) -> Result<(f64, f64), Error> {
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for round in 0..=ROUNDS {
+        let (s, p) = (sequential.time(inputs, 1)?, parallel.time(inputs, 1)?);
+        // The first round pays for what later ones reuse.
+        if round > 0 {
+            a.extend(s);
+            b.extend(p);
+        }
+    }
+    let median = |mut times: Vec<Duration>| {
+        times.sort();
+        times.get(times.len() / 2).map_or(f64::NAN, |t| t.as_secs_f64() * 1e3)
+    };
+    Ok((median(a), median(b)))
+}
+
+impl OnBackend {
+    fn ok(&self) -> bool {
+        self.outputs.iter().all(|(_, c)| c.ok())
+    }
+}
+
+impl Verification {
+    fn ok(&self) -> bool {
+        self.backends.iter().all(OnBackend::ok)
+    }
+
+    /// The verification for `--json`.
+    pub fn json(&self) -> Value {
+        let outputs = |b: &OnBackend| -> Vec<Value> {
+            let one = |(name, c): &(String, Comparison)| json!({ "name": name, "max_abs": c.max_abs, "max_rel": c.max_rel, "ok": c.ok() });
+            b.outputs.iter().map(one).collect()
+        };
+        let device = |b: &OnBackend| json!({ "device": b.device, "ok": b.ok(), "outputs": outputs(b) });
+        let d = self.quality.as_ref().map_or(&self.deviation, |(_, p)| &p.deviation);
+        let mut out = json!({
+            "ok": self.ok(),
+            "tolerance": self.tolerance.to_string(),
+            "devices": self.backends.iter().map(device).collect::<Vec<_>>(),
+            "against_sequential": {
+                "positions": d.positions(),
+                "max_abs": d.max_abs(),
+                "kl": d.kl(),
+                "cosine": d.cosine(),
+                "top1": d.top1(),
+            },
+            "ms": { "sequential": self.ms.0, "converted": self.ms.1, "speedup": self.ms.0 / self.ms.1 },
+        });
+        if let Some((s, p)) = &self.quality {
+            out["perplexity"] = json!({ "sequential": s.ppl(), "converted": p.ppl() });
+        }
+        out
+    }
+
+    /// The verification for people.
+    pub fn text(&self) -> String {
+        let mut out = format!("{BOLD}verified{BOLD:#}     the file read back, against the plain evaluator\n");
+        for b in &self.backends {
+            let worst = b.outputs.iter().map(|(_, c)| c.max_rel).fold(0.0, f64::max);
+            let verdict =
+                if b.ok() { format!("{GOOD}agrees{GOOD:#}") } else { format!("{BAD}disagrees{BAD:#}") };
+            out += &format!("  {verdict} to {worst:.1e} of the output's scale on {}\n", b.device);
+        }
+        let d = self.quality.as_ref().map_or(&self.deviation, |(_, p)| &p.deviation);
+        let device = self.backends.first().map_or("", |b| b.device.as_str());
+        out += &format!("{BOLD}cost{BOLD:#}         against the sequential model, on {device}\n");
+        if let Some((s, p)) = &self.quality {
+            let change = 100.0 * (p.ppl() / s.ppl() - 1.0);
+            out += &format!(
+                "  perplexity  sequential {:.3}, converted {:.3} ({change:+.2} %)\n",
+                s.ppl(),
+                p.ppl()
+            );
+        }
+        out += &format!(
+            "  logits      same top-1 at {:.2} % of {}, cosine {:.6}, max abs {:.3}\n",
+            100.0 * d.top1(),
+            ui::count(d.positions(), "position"),
+            d.cosine(),
+            d.max_abs()
+        );
+        out += &format!(
+            "  time        {}: sequential {:.1} ms, converted {:.1} ms ({:.2}x)\n",
+            self.timed,
+            self.ms.0,
+            self.ms.1,
+            self.ms.0 / self.ms.1
+        );
+        out
+    }
+
+    /// An error when the file and the evaluator disagree.
+    pub fn verdict(&self, file: &Path) -> Result<(), Error> {
+        let mut failures = Vec::new();
+        for (b, (name, c)) in self.backends.iter().flat_map(|b| b.outputs.iter().map(move |o| (b, o))) {
+            if let Some(first) = &c.first {
+                failures.push(format!(
+                    "on {}, output '{name}'{:?}: the file gives {} but the evaluator {} ({} allows {:.2e})",
+                    b.device, first.index, first.actual, first.expected, self.tolerance, first.allowed
+                ));
+            }
+        }
+        if failures.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Check,
+            format!("'{}' failed its verification: {}", file.display(), failures.join("; ")),
+        )
+        .help("the file was kept for inspection; do not use it, and please report this"))
+    }
+}

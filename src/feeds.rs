@@ -1,0 +1,269 @@
+//! Tensors from outside made fit for a model's inputs: names, dtypes, shapes and indices are checked, so
+//! that what runs later can rely on them.
+
+use half::{bf16, f16};
+use snlp_passes::ir::{DType, Def, Element, Graph, Op, Tensor, Type, ValueId};
+use snlp_passes::rewrite::bindings_from;
+
+use crate::error::Error;
+
+/// Name and type of each input of a graph.
+pub fn input_types(graph: &Graph) -> Vec<(&str, &Type)> {
+    let named = |v: &ValueId| Some((graph.value(*v).name.as_deref()?, graph.ty(*v)?));
+    graph.inputs().iter().filter_map(named).collect()
+}
+
+/// Makes named tensors the inputs of `graph`, in its order: every input once, nothing else, each of the
+/// declared dtype and a fitting shape, indices inside the tables they select from.
+///
+/// # Errors
+/// Of kind input, naming what does not fit.
+pub fn feeds(graph: &Graph, given: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, Error> {
+    let wanted = input_types(graph);
+    let missing: Vec<&str> =
+        wanted.iter().map(|(n, _)| *n).filter(|n| !given.iter().any(|(g, _)| g == n)).collect();
+    let unknown: Vec<&str> =
+        given.iter().map(|(n, _)| n.as_str()).filter(|g| !wanted.iter().any(|(n, _)| n == g)).collect();
+    if !missing.is_empty() || !unknown.is_empty() {
+        let part = |what: &str, names: &[&str]| match names {
+            [] => String::new(),
+            names => format!("; {what}: {}", names.join(", ")),
+        };
+        let signature: Vec<String> = wanted.iter().map(|(n, t)| format!("{n} {t}")).collect();
+        return Err(Error::input(format!(
+            "the inputs are not the model's{}{}",
+            part("missing", &missing),
+            part("unknown", &unknown)
+        ))
+        .help(format!("the model's inputs are {}", signature.join(", "))));
+    }
+    let mut out = Vec::new();
+    for (name, ty) in wanted {
+        let mut named = given.iter().filter(|(n, _)| n == name);
+        let (Some((_, tensor)), None) = (named.next(), named.next()) else {
+            return Err(Error::input(format!("input '{name}' is given twice")));
+        };
+        let tensor = convert(tensor, ty.dtype).map_err(|reason| {
+            Error::input(format!("input '{name}': {reason}"))
+                .help(format!("the model declares {name} as {ty}"))
+        })?;
+        out.push((name.to_string(), tensor));
+    }
+    let shapes: Vec<(&str, &[usize])> = out.iter().map(|(n, t)| (n.as_str(), t.shape())).collect();
+    bindings_from(graph, &shapes).map_err(|e| {
+        Error::input("the shapes of the inputs do not fit the model")
+            .because(e)
+            .help("give every input the shape that 'snlp inspect' shows; equal names are equal sizes")
+    })?;
+    check_indices(graph, &out)?;
+    Ok(out)
+}
+
+/// The tensor in another dtype, if every element has a place there: integers must fit the range, floats
+/// must be whole to become integers, finite floats must stay finite. Floats may be rounded to floats.
+///
+/// # Errors
+/// Names the first element that does not fit.
+pub fn convert(tensor: &Tensor, to: DType) -> Result<Tensor, String> {
+    let from = tensor.dtype();
+    if from == to {
+        return Ok(tensor.clone());
+    }
+    let shape = tensor.shape().to_vec();
+    if to.is_float() && from.is_float() {
+        return float_to_float(tensor, to);
+    }
+    let whole: Vec<i64> = match tensor.to_i64() {
+        Some(whole) => whole,
+        None => tensor.to_f64().into_iter().map(|x| integral(x, from, to)).collect::<Result<_, _>>()?,
+    };
+    fn all<T: Element + TryFrom<i64>>(shape: Vec<usize>, whole: &[i64]) -> Result<Tensor, String> {
+        let fit = |n: &i64| T::try_from(*n).map_err(|_| format!("value {n} does not fit {}", T::DTYPE));
+        let data: Vec<T> = whole.iter().map(fit).collect::<Result<_, _>>()?;
+        Tensor::from_vec(shape, data).map_err(|e| e.to_string())
+    }
+    match to {
+        DType::I8 => all::<i8>(shape, &whole),
+        DType::I16 => all::<i16>(shape, &whole),
+        DType::I32 => all::<i32>(shape, &whole),
+        DType::I64 => all::<i64>(shape, &whole),
+        DType::U8 => all::<u8>(shape, &whole),
+        DType::U16 => all::<u16>(shape, &whole),
+        DType::U32 => all::<u32>(shape, &whole),
+        DType::U64 => all::<u64>(shape, &whole),
+        DType::Bool => match whole.iter().find(|n| !(0..=1).contains(*n)) {
+            Some(n) => Err(format!("value {n} is neither 0 nor 1 and cannot become a bool")),
+            None => {
+                let bools: Vec<bool> = whole.iter().map(|n| *n == 1).collect();
+                Tensor::from_bools(shape, &bools).map_err(|e| e.to_string())
+            }
+        },
+        DType::F32 | DType::F64 | DType::F16 | DType::BF16 => int_to_float(shape, &whole, to),
+    }
+}
+
+fn integral(x: f64, from: DType, to: DType) -> Result<i64, String> {
+    // 2^63 is a float; everything below it that is whole fits.
+    if x.fract() == 0.0 && (-9_223_372_036_854_775_808.0..9_223_372_036_854_775_808.0).contains(&x) {
+        Ok(x as i64)
+    } else {
+        Err(format!("value {x} ({from}) cannot become {to} without loss"))
+    }
+}
+
+fn floats(shape: Vec<usize>, data: &[f64], to: DType) -> Result<Tensor, String> {
+    match to {
+        DType::F16 => Tensor::from_vec(shape, data.iter().map(|x| f16::from_f64(*x)).collect()),
+        DType::BF16 => Tensor::from_vec(shape, data.iter().map(|x| bf16::from_f64(*x)).collect()),
+        DType::F64 => Tensor::from_vec(shape, data.to_vec()),
+        _ => Tensor::from_vec(shape, data.iter().map(|x| *x as f32).collect()),
+    }
+    .map_err(|e| e.to_string())
+}
+
+fn float_to_float(tensor: &Tensor, to: DType) -> Result<Tensor, String> {
+    let data = tensor.to_f64();
+    let out = floats(tensor.shape().to_vec(), &data, to)?;
+    match data.iter().zip(out.to_f64()).find(|(x, y)| x.is_finite() && !y.is_finite()) {
+        Some((x, _)) => Err(format!("value {x} does not fit {to}")),
+        None => Ok(out),
+    }
+}
+
+fn int_to_float(shape: Vec<usize>, whole: &[i64], to: DType) -> Result<Tensor, String> {
+    let data: Vec<f64> = whole.iter().map(|n| *n as f64).collect();
+    let out = floats(shape, &data, to)?;
+    match whole.iter().zip(out.to_f64()).find(|(n, y)| i128::from(**n) != *y as i128) {
+        Some((n, _)) => Err(format!("value {n} cannot become {to} without loss")),
+        None => Ok(out),
+    }
+}
+
+/// An input whose elements select rows of a table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IndexBound {
+    /// Name of the input.
+    pub input: String,
+    /// Name of the node that selects.
+    pub node: String,
+    /// Rows that it selects from.
+    pub rows: i64,
+}
+
+/// Inputs that reach the indices of a Gather unchanged, with the number of rows.
+pub fn index_bounds(graph: &Graph) -> Vec<IndexBound> {
+    let mut out = Vec::new();
+    for (_, node) in graph.nodes() {
+        let Op::Gather { axis } = node.op else { continue };
+        let (Some(data), Some(indices)) = (node.input(0), node.input(1)) else { continue };
+        let rows = graph.shape(data).and_then(|s| s.get(axis)?.known());
+        let (Some(rows), Some(input)) = (rows, input_behind(graph, indices)) else { continue };
+        if let Some(name) = graph.value(input).name.clone() {
+            out.push(IndexBound { input: name, node: node.name.clone(), rows });
+        }
+    }
+    out
+}
+
+/// The graph input that a value holds the elements of, rearranged at most.
+fn input_behind(graph: &Graph, mut v: ValueId) -> Option<ValueId> {
+    loop {
+        let node = match graph.value(v).def {
+            Def::Input => return Some(v),
+            Def::Constant(_) => return None,
+            Def::Node(node, _) => graph.node(node)?,
+        };
+        v = match &node.op {
+            Op::Identity | Op::Cast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Expand => {
+                node.input(0)?
+            }
+            Op::Squeeze { .. } | Op::Unsqueeze { .. } | Op::Slice { .. } => node.input(0)?,
+            _ => return None,
+        };
+    }
+}
+
+/// Refuses indices outside the tables that they select from.
+fn check_indices(graph: &Graph, feeds: &[(String, Tensor)]) -> Result<(), Error> {
+    for bound in index_bounds(graph) {
+        let Some((_, tensor)) = feeds.iter().find(|(n, _)| *n == bound.input) else { continue };
+        let Some(indices) = tensor.to_i64() else { continue };
+        if let Some(at) = indices.iter().position(|i| !(-bound.rows..bound.rows).contains(i)) {
+            return Err(Error::input(format!(
+                "input '{}': index {} at element {at} is outside 0..{} of node '{}' (Gather)",
+                bound.input,
+                indices.get(at).copied().unwrap_or_default(),
+                bound.rows,
+                bound.node
+            ))
+            .help("token ids must come from the tokenizer that the model was trained with"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use snlp_passes::ir::Dim;
+
+    #[test]
+    fn conversions_keep_the_value_or_refuse() {
+        let ok = |t: Tensor, to| convert(&t, to).expect("fits");
+        let err = |t: Tensor, to| convert(&t, to).expect_err("does not fit");
+        assert_eq!(ok(Tensor::scalar(7i32), DType::I64).to_i64(), Some(vec![7]));
+        assert_eq!(ok(Tensor::scalar(7.0f32), DType::I64).to_i64(), Some(vec![7]));
+        assert_eq!(ok(Tensor::scalar(1i64), DType::Bool).dtype(), DType::Bool);
+        assert_eq!(ok(Tensor::scalar(0.1f64), DType::F32).to_f32(), [0.1f32]);
+        assert_eq!(ok(Tensor::scalar(i64::MIN), DType::F64).to_f64(), [i64::MIN as f64]);
+        assert!(err(Tensor::scalar(1i64 << 32), DType::I32).contains("4294967296"));
+        assert!(err(Tensor::scalar(-1i64), DType::U8).contains("-1"));
+        assert!(err(Tensor::scalar(2i64), DType::Bool).contains("neither"));
+        assert!(err(Tensor::scalar(0.5f32), DType::I64).contains("0.5"));
+        assert!(err(Tensor::scalar(f32::NAN), DType::I64).contains("NaN"));
+        assert!(err(Tensor::scalar(1e30f32), DType::I64).contains("without loss"));
+        assert!(err(Tensor::scalar(1e30f64), DType::F16).contains("f16"));
+        assert!(err(Tensor::scalar((1i64 << 24) + 1), DType::F32).contains("16777217"));
+        assert!(err(Tensor::scalar(u64::MAX), DType::I64).contains("cannot become"));
+        assert!(ok(Tensor::scalar(f32::INFINITY), DType::F16).to_f64()[0].is_infinite());
+    }
+
+    /// ids [batch, t] → Gather(table [10, 4]).
+    fn embedding() -> Graph {
+        let mut g = Graph::new("g");
+        let shape = vec![Dim::symbol("batch"), Dim::symbol("t")];
+        let ids = g.add_input("ids", Type::new(DType::I64, shape));
+        let table = g.constant(Tensor::from_vec(vec![10, 4], vec![0f32; 40]).expect("fits"));
+        let out = g.add_named("embed", Op::Gather { axis: 0 }, &[table, ids]).expect("typed");
+        g.add_output("out", out);
+        g
+    }
+
+    fn ids(values: &[i64]) -> Vec<(String, Tensor)> {
+        vec![("ids".into(), Tensor::from_vec(vec![1, values.len()], values.to_vec()).expect("fits"))]
+    }
+
+    #[test]
+    fn indices_are_checked_against_the_table() {
+        let g = embedding();
+        assert!(feeds(&g, &ids(&[0, 9, -10])).is_ok());
+        let e = feeds(&g, &ids(&[0, 10])).expect_err("outside");
+        assert_eq!(e.kind().exit_code(), 3);
+        for part in ["'ids'", "10 at element 1", "0..10", "'embed'"] {
+            assert!(e.report().contains(part), "{}", e.report());
+        }
+    }
+
+    #[test]
+    fn names_and_shapes_are_checked() {
+        let g = embedding();
+        let mut other = ids(&[1]);
+        other.push(("mask".into(), Tensor::scalar(1i64)));
+        assert!(feeds(&g, &other).expect_err("unknown").report().contains("unknown: mask"));
+        assert!(feeds(&g, &[]).expect_err("missing").report().contains("missing: ids"));
+        let flat = vec![("ids".into(), Tensor::ints(&[1, 2]))];
+        assert!(feeds(&g, &flat).expect_err("rank").report().contains("ids"));
+        let twice: Vec<_> = ids(&[1]).into_iter().chain(ids(&[1])).collect();
+        assert!(feeds(&g, &twice).expect_err("twice").report().contains("twice"));
+    }
+}

@@ -1,0 +1,222 @@
+//! Messages to bytes to files.
+//!
+//! The bytes of a model are a rope: small encoded pieces between the weights, which are written from
+//! where they lie (often another file, mapped). Protobuf lets the fields of a message come in any order
+//! and number, so `graph.initializer` follows the rest of the graph.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
+use snlp_passes::ir::Tensor;
+use tempfile::NamedTempFile;
+
+use super::Exported;
+use crate::onnx::error::OnnxError;
+use crate::onnx::proto::TensorProto;
+use crate::onnx::tensor::{external, header};
+
+/// Protobuf messages end below 2 GiB.
+const LIMIT: u64 = if cfg!(test) { 1 << 20 } else { i32::MAX as u64 };
+/// Smaller tensors stay in the model even with external data: runtimes read shapes from them at load.
+const SMALL: u64 = 1024;
+const GRAPH_FIELD: u32 = 7;
+const INITIALIZER_FIELD: u32 = 5;
+const RAW_DATA_FIELD: u32 = 9;
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The model file.
+    pub path: PathBuf,
+    /// The file of external data beside it, if there is one.
+    pub data: Option<PathBuf>,
+    /// Bytes in both.
+    pub bytes: u64,
+}
+
+/// Bytes in pieces.
+#[derive(Default)]
+struct Rope {
+    pieces: Vec<Bytes>,
+    len: u64,
+}
+
+impl Rope {
+    fn push(&mut self, piece: Bytes) {
+        self.len += piece.len() as u64;
+        self.pieces.push(piece);
+    }
+
+    /// The start of a length-delimited field.
+    fn field(&mut self, tag: u32, len: u64) {
+        let mut head = Vec::new();
+        encode_key(tag, WireType::LengthDelimited, &mut head);
+        encode_varint(len, &mut head);
+        self.push(head.into());
+    }
+
+    fn append(&mut self, other: Rope) {
+        self.len += other.len;
+        self.pieces.extend(other.pieces);
+    }
+
+    fn initializer(&mut self, proto: &TensorProto, data: Option<&Tensor>) {
+        let mut message = Rope::default();
+        message.push(proto.encode_to_vec().into());
+        if let Some(tensor) = data {
+            message.field(RAW_DATA_FIELD, tensor.byte_len() as u64);
+            tensor.parts().iter().for_each(|p| message.push(p.clone()));
+        }
+        self.field(INITIALIZER_FIELD, message.len);
+        self.append(message);
+    }
+}
+
+/// Where external tensors go.
+#[derive(Default)]
+struct DataFile {
+    name: String,
+    /// Tensors with their offsets, ascending.
+    tensors: Vec<(u64, Tensor)>,
+    len: u64,
+}
+
+impl DataFile {
+    /// Reserves a place; large tensors begin on a page, so that they can be mapped.
+    fn place(&mut self, tensor: &Tensor) -> u64 {
+        let len = tensor.byte_len() as u64;
+        let align = if len >= 1 << 20 { 4096 } else { 64 };
+        let offset = self.len.next_multiple_of(align);
+        self.tensors.push((offset, tensor.clone()));
+        self.len = offset + len;
+        offset
+    }
+}
+
+fn model_rope(exported: &Exported, mut data_file: Option<&mut DataFile>) -> Rope {
+    let mut graph = Rope::default();
+    graph.push(exported.graph.encode_to_vec().into());
+    for (name, tensor) in &exported.initializers {
+        let proto = header(name, tensor);
+        match data_file.as_mut().filter(|_| tensor.byte_len() as u64 >= SMALL) {
+            Some(file) => {
+                let offset = file.place(tensor);
+                let proto = external(proto, &file.name, offset, tensor.byte_len() as u64);
+                graph.initializer(&proto, None);
+            }
+            None => graph.initializer(&proto, Some(tensor)),
+        }
+    }
+    let mut model = Rope::default();
+    model.push(exported.model.encode_to_vec().into());
+    model.field(GRAPH_FIELD, graph.len);
+    model.append(graph);
+    model
+}
+
+/// The model as one piece of memory.
+pub(crate) fn encode(exported: &Exported) -> Result<Bytes, OnnxError> {
+    let rope = model_rope(exported, None);
+    if rope.len > LIMIT {
+        return Err(OnnxError::unsupported(format!(
+            "the model has {} bytes, and a protobuf message ends below 2 GiB",
+            rope.len
+        ))
+        .remedy("write it to a file with external data"));
+    }
+    Ok(rope.pieces.concat().into())
+}
+
+/// Writes the model to `path`, atomically: until the last moment an existing file stays as it is.
+pub(crate) fn write(exported: &Exported, path: &Path, external_data: bool) -> Result<Written, OnnxError> {
+    let mut rope = model_rope(exported, None);
+    let mut data_file = None;
+    if external_data || rope.len > LIMIT {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut file = DataFile { name: format!("{name}.data"), ..DataFile::default() };
+        rope = model_rope(exported, Some(&mut file));
+        data_file = Some(file).filter(|f| !f.tensors.is_empty());
+    }
+    if rope.len > LIMIT {
+        return Err(OnnxError::unsupported("the model has more than 2 GiB even without its weights"));
+    }
+    let folder = folder_of(path);
+    let data = match &data_file {
+        Some(file) => Some((write_data(file, folder)?, folder.join(&file.name))),
+        None => None,
+    };
+    let model = write_pieces(folder, |out| rope.pieces.iter().try_for_each(|p| out.write_all(p)))?;
+    let bytes = rope.len + data_file.as_ref().map_or(0, |f| f.len);
+    let data_path = data.as_ref().map(|(_, path)| path.clone());
+    replace(model, path, data)?;
+    Ok(Written { path: path.to_owned(), data: data_path, bytes })
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A new file in `folder`, complete and on the disk, that is not yet visible under its name.
+fn write_pieces(
+    folder: &Path,
+    fill: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
+) -> Result<NamedTempFile, OnnxError> {
+    let io = |e| OnnxError::io(folder, "cannot write a file in this folder", e);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".snlp-").suffix(".tmp");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder.tempfile_in(folder).map_err(io)?;
+    let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
+    fill(&mut out).and_then(|()| out.flush()).map_err(io)?;
+    drop(out);
+    file.as_file().sync_all().map_err(io)?;
+    Ok(file)
+}
+
+fn write_data(data: &DataFile, folder: &Path) -> Result<NamedTempFile, OnnxError> {
+    write_pieces(folder, |out| {
+        let mut at = 0u64;
+        for (offset, tensor) in &data.tensors {
+            for _ in at..*offset {
+                out.write_all(&[0])?;
+            }
+            tensor.parts().iter().try_for_each(|p| out.write_all(p))?;
+            at = offset + tensor.byte_len() as u64;
+        }
+        Ok(())
+    })
+}
+
+/// Gives the finished files their names, the data first. When the model cannot follow, the data file
+/// that was there before comes back.
+fn replace(
+    model: NamedTempFile,
+    path: &Path,
+    data: Option<(NamedTempFile, PathBuf)>,
+) -> Result<(), OnnxError> {
+    let special = |p: &Path| p.metadata().is_ok_and(|m| !m.is_file());
+    for target in [Some(path), data.as_ref().map(|(_, p)| p.as_path())].into_iter().flatten() {
+        if special(target) {
+            let kind = std::io::Error::from(std::io::ErrorKind::InvalidInput);
+            return Err(OnnxError::io(target, "is not a regular file and cannot be replaced", kind));
+        }
+    }
+    let persist = |file: NamedTempFile, to: &Path| {
+        file.persist(to).map_err(|e| OnnxError::io(to, "cannot be written", e.error)).map(drop)
+    };
+    let Some((data, data_path)) = data else { return persist(model, path) };
+    let backup = data_path.with_extension("data.snlp-old.tmp");
+    let saved = std::fs::hard_link(&data_path, &backup).is_ok();
+    let result = persist(data, &data_path).and_then(|()| persist(model, path));
+    if saved && result.is_err() {
+        let _ = std::fs::rename(&backup, &data_path);
+    } else if saved {
+        let _ = std::fs::remove_file(&backup);
+    }
+    result
+}

@@ -1,0 +1,249 @@
+//! Operators that move elements without computing.
+
+use snlp_passes::ir::{Dim, Op, PadMode, ValueId};
+
+use super::{Builder, Built, Decline, NodeContext};
+use crate::onnx::error::OnnxError;
+
+pub(super) fn lookup(op_type: &str) -> Option<Builder> {
+    Some(match op_type {
+        "Reshape" => reshape,
+        "Flatten" => flatten,
+        "Transpose" => transpose,
+        "Squeeze" => squeeze,
+        "Unsqueeze" => unsqueeze,
+        "Expand" => |c| c.plain(Op::Expand, 2),
+        "Concat" => concat,
+        "Slice" => slice,
+        "Split" => split,
+        "Tile" => |c| c.plain(Op::Tile, 2),
+        "Pad" => pad,
+        _ => return None,
+    })
+}
+
+/// The shape operand of a reshape into the matrix `[product(..axis), product(axis..)]`; one factor may
+/// be left to the run.
+pub(super) fn matrix_shape(c: &mut NodeContext<'_>, shape: &[Dim], axis: usize) -> Result<ValueId, Decline> {
+    let (rows, columns) = shape.split_at(axis);
+    let (rows, columns) = (Dim::product(rows), Dim::product(columns));
+    let rest = Dim::from(-1i64);
+    match (c.computable(&rows), c.computable(&columns)) {
+        (true, true) => c.dims(&[rows, columns]),
+        (false, true) if columns.known() != Some(0) => c.dims(&[rest, columns]),
+        (true, false) if rows.known() != Some(0) => c.dims(&[rows, rest]),
+        _ => Err(Decline::Opaque),
+    }
+}
+
+fn reshape(c: &mut NodeContext<'_>) -> Built {
+    let (x, shape) = (c.input(0)?, c.input(1)?);
+    let allow_zero = c.flag("allowzero", false)?;
+    let op = Op::Reshape { allow_zero };
+    let resolved = match (c.content(shape), c.graph.ty(x)) {
+        (Some(target), Some(ty)) => resolve_reshape(&target, &ty.shape, allow_zero)?,
+        _ => None,
+    };
+    match resolved {
+        Some(dims) if dims.iter().all(|d| c.computable(d)) => {
+            let shape = if c.content(shape).as_ref() == Some(&dims) { shape } else { c.graph.dims(&dims)? };
+            Ok(vec![c.add(op, &[x, shape])?])
+        }
+        _ => Ok(vec![c.add(op, &[x, shape])?]),
+    }
+}
+
+/// The target shape without special entries; `None` when it depends on more than is known.
+fn resolve_reshape(target: &[Dim], from: &[Dim], allow_zero: bool) -> Result<Option<Vec<Dim>>, OnnxError> {
+    let mut out = Vec::with_capacity(target.len());
+    let mut rest = None;
+    for (i, d) in target.iter().enumerate() {
+        match d.known() {
+            Some(0) if !allow_zero => {
+                let copied = from.get(i).ok_or_else(|| {
+                    OnnxError::invalid(format!("copies axis {i} of a tensor of rank {}", from.len()))
+                })?;
+                out.push(copied.clone());
+            }
+            Some(-1) if rest.is_some() => {
+                return Err(OnnxError::invalid("the target shape has two entries of -1"));
+            }
+            Some(-1) => {
+                rest = Some(i);
+                out.push(Dim::ONE);
+            }
+            Some(n) if n < -1 => {
+                return Err(OnnxError::invalid(format!("the target shape has an entry of {n}")));
+            }
+            _ => out.push(d.clone()),
+        }
+    }
+    if let Some(i) = rest {
+        match Dim::product(from).floor_div(&Dim::product(&out)) {
+            Some(d) => out[i] = d,
+            None => return Ok(None),
+        }
+    }
+    Ok(Some(out))
+}
+
+fn flatten(c: &mut NodeContext<'_>) -> Built {
+    let x = c.input(0)?;
+    let shape = c.shape(x)?;
+    let axis = match c.int("axis", 1)? {
+        n if usize::try_from(n) == Ok(shape.len()) => shape.len(),
+        n => c.axis(n, shape.len())?,
+    };
+    let target = matrix_shape(c, &shape, axis)?;
+    Ok(vec![c.add(Op::Reshape { allow_zero: false }, &[x, target])?])
+}
+
+fn transpose(c: &mut NodeContext<'_>) -> Built {
+    let perm = match c.attributes.ints("perm")? {
+        Some(given) => {
+            let perm = given.iter().map(|a| c.axis(*a, given.len())).collect::<Result<Vec<_>, _>>()?;
+            c.axes(given, given.len())?;
+            perm
+        }
+        None => (0..c.rank(c.input(0)?)?).rev().collect(),
+    };
+    c.plain(Op::Transpose { perm }, 1)
+}
+
+fn squeeze(c: &mut NodeContext<'_>) -> Built {
+    let shape = c.shape(c.input(0)?)?;
+    let axes = match c.ints_since(13, 1, "axes")? {
+        Some(axes) => c.axes(&axes, shape.len())?,
+        // Without axes, all of size 1: which ones must be certain.
+        None if shape.iter().all(|d| d.known().is_some()) => {
+            (0..shape.len()).filter(|i| shape[*i] == Dim::ONE).collect()
+        }
+        None => return Err(Decline::Opaque),
+    };
+    c.plain(if axes.is_empty() { Op::Identity } else { Op::Squeeze { axes } }, 1)
+}
+
+fn unsqueeze(c: &mut NodeContext<'_>) -> Built {
+    let rank = c.rank(c.input(0)?)?;
+    let axes = c.ints_since(13, 1, "axes")?.ok_or_else(|| OnnxError::invalid("lacks its axes"))?;
+    let axes = c.axes(&axes, rank + axes.len())?;
+    c.plain(if axes.is_empty() { Op::Identity } else { Op::Unsqueeze { axes } }, 1)
+}
+
+fn concat(c: &mut NodeContext<'_>) -> Built {
+    let inputs = c.all_inputs()?;
+    let axis = c.attributes.int("axis")?.ok_or_else(|| OnnxError::invalid("lacks the attribute 'axis'"))?;
+    let rank = inputs.iter().find_map(|v| c.graph.ty(*v)).map(|t| t.rank());
+    let axis = match (usize::try_from(axis), rank) {
+        (_, Some(rank)) => c.axis(axis, rank)?,
+        (Ok(axis), None) => axis,
+        (Err(_), None) => return Err(Decline::Opaque),
+    };
+    Ok(vec![c.add(Op::Concat { axis }, &inputs)?])
+}
+
+fn slice(c: &mut NodeContext<'_>) -> Built {
+    let (x, starts, ends) = (c.input(0)?, c.input(1)?, c.input(2)?);
+    let rank = c.rank(x)?;
+    let axes = match c.optional(3) {
+        Some(_) => c.ints(3)?,
+        None => {
+            let count = c.shape(starts)?.first().and_then(Dim::known).ok_or(Decline::Opaque)?;
+            (0..count).collect()
+        }
+    };
+    let axes_in_order = axes.iter().map(|a| c.axis(*a, rank)).collect::<Result<Vec<_>, _>>()?;
+    c.axes(&axes, rank)?;
+    let steps = match c.optional(4) {
+        Some(_) => c.ints(4)?,
+        None => vec![1; axes.len()],
+    };
+    if steps.len() != axes.len() {
+        return Err(OnnxError::invalid(format!("has {} steps for {} axes", steps.len(), axes.len())).into());
+    }
+    if steps.contains(&0) {
+        return Err(OnnxError::invalid("has a step of 0").into());
+    }
+    let (starts, ends) = (c.as_i64(starts)?, c.as_i64(ends)?);
+    Ok(vec![c.add(Op::Slice { axes: axes_in_order, steps }, &[x, starts, ends])?])
+}
+
+/// A split is one slice per result.
+fn split(c: &mut NodeContext<'_>) -> Built {
+    let x = c.input(0)?;
+    let shape = c.shape(x)?;
+    let axis = c.axis(c.int("axis", 0)?, shape.len())?;
+    let sizes = split_sizes(c, &shape[axis])?;
+    if sizes.len() != c.node.output.len() {
+        let what = format!("has {} sizes for {} results", sizes.len(), c.node.output.len());
+        return Err(OnnxError::invalid(what).into());
+    }
+    let mut bounds = vec![Dim::ZERO];
+    for size in &sizes {
+        let end = bounds.last().cloned().unwrap_or(Dim::ZERO) + size.clone();
+        bounds.push(end);
+    }
+    if !bounds.iter().all(|d| c.computable(d)) {
+        return Err(Decline::Opaque);
+    }
+    let mut out = Vec::with_capacity(sizes.len());
+    for ends in bounds.windows(2) {
+        let start = c.graph.dims(&ends[..1])?;
+        let end = c.graph.dims(&ends[1..])?;
+        out.push(c.add(Op::Slice { axes: vec![axis], steps: vec![1] }, &[x, start, end])?);
+    }
+    Ok(out)
+}
+
+fn split_sizes(c: &NodeContext<'_>, whole: &Dim) -> Result<Vec<Dim>, Decline> {
+    if c.opset < 13 {
+        if let Some(sizes) = c.attributes.ints("split")? {
+            return Ok(sizes.iter().map(|n| Dim::from(*n)).collect());
+        }
+    } else if let Some(sizes) = c.optional(1) {
+        return c.content(sizes).ok_or(Decline::Opaque);
+    }
+    let count = c.node.output.len();
+    let parts = Dim::from(count);
+    // From opset 18 on the last part may be smaller.
+    let slack = if c.opset >= 18 { Dim::from(count) - Dim::ONE } else { Dim::ZERO };
+    let part = match whole.div_exact(&parts) {
+        Some(part) => return Ok(vec![part; count]),
+        None => (whole.clone() + slack).floor_div(&parts).ok_or(Decline::Opaque)?,
+    };
+    let mut sizes = vec![part.clone(); count];
+    if let Some(last) = sizes.last_mut() {
+        *last = whole.clone() - part * (parts - Dim::ONE);
+    }
+    Ok(sizes)
+}
+
+fn pad(c: &mut NodeContext<'_>) -> Built {
+    let mode = match c.text("mode", "constant")?.as_str() {
+        "constant" => PadMode::Constant,
+        "reflect" => PadMode::Reflect,
+        "edge" => PadMode::Edge,
+        "wrap" => PadMode::Wrap,
+        other => return Err(OnnxError::invalid(format!("padding mode '{other}' is unknown")).into()),
+    };
+    let (x, mut pads) = (c.input(0)?, c.input(1)?);
+    if c.optional(3).is_some() {
+        let rank = c.rank(x)?;
+        let axes = c.ints(3)?;
+        let given = c.content(pads).ok_or(Decline::Opaque)?;
+        if given.len() != 2 * axes.len() {
+            return Err(
+                OnnxError::invalid(format!("has {} pads for {} axes", given.len(), axes.len())).into()
+            );
+        }
+        let mut all = vec![Dim::ZERO; 2 * rank];
+        for (i, axis) in axes.iter().enumerate() {
+            let axis = c.axis(*axis, rank)?;
+            all[axis] = given[i].clone();
+            all[rank + axis] = given[axes.len() + i].clone();
+        }
+        pads = c.dims(&all)?;
+    }
+    let value = c.optional(2);
+    Ok(vec![c.add_optional(Op::Pad { mode }, vec![Some(x), Some(pads), value])?])
+}

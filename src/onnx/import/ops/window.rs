@@ -1,0 +1,114 @@
+//! Convolutions, pooling.
+
+use snlp_passes::ir::{Dim, Op, ValueId, Window};
+
+use super::{Builder, Built, Decline, NodeContext};
+use crate::onnx::error::OnnxError;
+
+pub(super) fn lookup(op_type: &str) -> Option<Builder> {
+    Some(match op_type {
+        "Conv" => conv,
+        "AveragePool" => average_pool,
+        "MaxPool" => max_pool,
+        "GlobalAveragePool" => |c| c.plain(Op::GlobalAveragePool, 1),
+        _ => return None,
+    })
+}
+
+fn conv(c: &mut NodeContext<'_>) -> Built {
+    let (x, w) = (c.input(0)?, c.input(1)?);
+    let kernel = match sizes(c, "kernel_shape")? {
+        Some(kernel) => kernel,
+        None => {
+            c.shape(w)?.iter().skip(2).map(Dim::known_size).collect::<Option<_>>().ok_or(Decline::Opaque)?
+        }
+    };
+    let window = window(c, x, &kernel)?;
+    let given = c.int("group", 1)?;
+    let group = usize::try_from(given)
+        .ok()
+        .filter(|g| *g > 0)
+        .ok_or_else(|| OnnxError::invalid(format!("has {given} groups")))?;
+    c.one(Op::Conv { window, group })
+}
+
+fn average_pool(c: &mut NodeContext<'_>) -> Built {
+    let (kernel, window) = pool(c)?;
+    let count_include_pad = c.flag("count_include_pad", false)?;
+    c.plain(Op::AveragePool { window, kernel, count_include_pad }, 1)
+}
+
+fn max_pool(c: &mut NodeContext<'_>) -> Built {
+    c.only_first_result()?;
+    let (kernel, window) = pool(c)?;
+    c.plain(Op::MaxPool { window, kernel }, 1)
+}
+
+fn pool(c: &mut NodeContext<'_>) -> Result<(Vec<usize>, Window), Decline> {
+    if c.flag("ceil_mode", false)? {
+        return Err(Decline::Opaque);
+    }
+    let x = c.input(0)?;
+    let kernel =
+        sizes(c, "kernel_shape")?.ok_or_else(|| OnnxError::invalid("lacks the attribute 'kernel_shape'"))?;
+    let window = window(c, x, &kernel)?;
+    Ok((kernel, window))
+}
+
+fn sizes(c: &NodeContext<'_>, name: &str) -> Result<Option<Vec<usize>>, Decline> {
+    let Some(given) = c.attributes.ints(name)? else { return Ok(None) };
+    let sizes = given.iter().map(|n| usize::try_from(*n).ok()).collect::<Option<Vec<_>>>();
+    match sizes {
+        Some(sizes) => Ok(Some(sizes)),
+        None if name == "pads" => Err(Decline::Opaque),
+        None => Err(OnnxError::invalid(format!("attribute '{name}' is negative: {given:?}")).into()),
+    }
+}
+
+fn window(c: &NodeContext<'_>, x: ValueId, kernel: &[usize]) -> Result<Window, Decline> {
+    let n = kernel.len();
+    let strides = sizes(c, "strides")?.unwrap_or_else(|| vec![1; n]);
+    let dilations = sizes(c, "dilations")?.unwrap_or_else(|| vec![1; n]);
+    let pads = match c.text("auto_pad", "NOTSET")?.as_str() {
+        "NOTSET" => sizes(c, "pads")?.unwrap_or_else(|| vec![0; 2 * n]),
+        "VALID" => vec![0; 2 * n],
+        "SAME_UPPER" => same_pads(c, x, kernel, &strides, &dilations, false)?,
+        "SAME_LOWER" => same_pads(c, x, kernel, &strides, &dilations, true)?,
+        other => return Err(OnnxError::invalid(format!("auto_pad '{other}' is unknown")).into()),
+    };
+    if strides.len() != n || dilations.len() != n || pads.len() != 2 * n {
+        return Err(OnnxError::invalid("strides, dilations, pads and kernel_shape differ in length").into());
+    }
+    if strides.contains(&0) || dilations.contains(&0) {
+        return Err(OnnxError::invalid("a stride or dilation is 0").into());
+    }
+    Ok(Window { strides, pads, dilations })
+}
+
+/// Pads such that the result has `ceil(size / stride)` elements per axis; an odd one goes to the lower
+/// or the upper side.
+fn same_pads(
+    c: &NodeContext<'_>,
+    x: ValueId,
+    kernel: &[usize],
+    strides: &[usize],
+    dilations: &[usize],
+    lower: bool,
+) -> Result<Vec<usize>, Decline> {
+    let spatial: Vec<_> = c.shape(x)?.iter().skip(2).map(Dim::known_size).collect();
+    let (mut begins, mut ends) = (Vec::new(), Vec::new());
+    for (((size, k), stride), dilation) in spatial.iter().zip(kernel).zip(strides).zip(dilations) {
+        let size = size.ok_or(Decline::Opaque)?;
+        if *stride == 0 {
+            return Err(OnnxError::invalid("a stride is 0").into());
+        }
+        let reach = k.saturating_sub(1).saturating_mul(*dilation).saturating_add(1);
+        let steps = size.div_ceil(*stride).saturating_sub(1);
+        let total = steps.saturating_mul(*stride).saturating_add(reach).saturating_sub(size);
+        let (small, large) = (total / 2, total - total / 2);
+        begins.push(if lower { large } else { small });
+        ends.push(if lower { small } else { large });
+    }
+    begins.extend(ends);
+    Ok(begins)
+}

@@ -1,0 +1,129 @@
+//! ONNX files in and out.
+//!
+//! ```text
+//!   file ─▶ mapping ─▶ proto ─▶ import ─▶ Model { graph, info } ─▶ export ─▶ file
+//! ```
+//!
+//! Protobuf types stay in here. [`Model`] is what the rest of the program sees. Weights are never copied
+//! on the way in: tensors are slices of the mapped file (or of the external data beside it).
+
+mod attributes;
+mod dims;
+mod error;
+mod export;
+mod external;
+mod import;
+mod mapping;
+#[allow(missing_docs, clippy::all, unused_qualifications)]
+#[rustfmt::skip]
+mod proto;
+mod tensor;
+#[cfg(test)]
+mod testing;
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use snlp_passes::ir::Graph;
+
+pub use error::{ErrorKind, OnnxError};
+pub use export::Written;
+
+/// Versions of the standard operator set that models may use.
+pub const OPSETS: RangeInclusive<i64> = 11..=25;
+
+/// A model: its graph and what the file says about itself.
+#[derive(Clone)]
+pub struct Model {
+    /// The computation.
+    pub graph: Graph,
+    /// Everything else in the file.
+    pub info: ModelInfo,
+}
+
+/// What a model file says besides its graph.
+#[derive(Clone, Debug, Default)]
+pub struct ModelInfo {
+    /// Where the model was read from.
+    pub path: PathBuf,
+    /// IR version of the file.
+    pub ir_version: i64,
+    /// Operator sets: domain (`""` is the standard one) and version.
+    pub opsets: Vec<(String, i64)>,
+    /// Tool that wrote the file.
+    pub producer_name: String,
+    /// Its version.
+    pub producer_version: String,
+    /// Reverse-DNS domain of the model.
+    pub domain: String,
+    /// Version of the model.
+    pub model_version: i64,
+    /// Description.
+    pub doc_string: String,
+    /// Description of the graph.
+    pub graph_doc_string: String,
+    /// Free key-value pairs, in file order.
+    pub metadata: Vec<(String, String)>,
+    /// SHA-256 of the model file (without external data), in hexadecimal.
+    pub sha256: String,
+    /// Local functions that subgraphs of opaque operators call.
+    pub(crate) functions: Vec<proto::FunctionProto>,
+}
+
+impl ModelInfo {
+    /// What a model of standard operators of `opset` says of itself at least.
+    pub fn standard(opset: i64) -> Self {
+        ModelInfo { ir_version: 8, opsets: vec![(String::new(), opset)], ..ModelInfo::default() }
+    }
+}
+
+/// How a model is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// Weights go to a file of their own beside the model. Models beyond 2 GiB do so in any case.
+    pub external_data: bool,
+    /// Corrections become plain operators instead of calls of `ai.snlp` functions.
+    pub inline: bool,
+}
+
+impl Model {
+    /// Reads a model file. External data is looked for beside it.
+    ///
+    /// # Errors
+    /// With kind `Io` when a file cannot be read, `Invalid` when it is no ONNX model or contradicts
+    /// itself, `Unsupported` when the IR has no place for it (an opset outside of [`OPSETS`], a tensor of
+    /// an element type without a [`snlp_passes::ir::DType`]). Unknown operators are no error.
+    pub fn read(path: impl AsRef<Path>) -> Result<Model, OnnxError> {
+        let path = path.as_ref();
+        mapping::map_file(path).and_then(|data| import::read(data, path)).map_err(|e| e.in_file(path))
+    }
+
+    /// Writes the model, atomically: `path` is replaced by the complete file or left as it was. With
+    /// external data the weights go to `<file name>.data` beside it.
+    ///
+    /// # Errors
+    /// With kind `Io` when a file cannot be written, `Unsupported` for an operator that the model's opset
+    /// does not have, `Invalid` for an inconsistent graph.
+    pub fn write(&self, path: impl AsRef<Path>, options: &WriteOptions) -> Result<Written, OnnxError> {
+        let path = path.as_ref();
+        export::export(self, options.inline)
+            .and_then(|exported| export::write(&exported, path, options.external_data))
+            .map_err(|e| e.in_file(path))
+    }
+
+    /// The model as the bytes of a file without external data.
+    ///
+    /// # Errors
+    /// As [`Model::write`], and for models beyond the 2 GiB of a protobuf message.
+    pub fn encode(&self, options: &WriteOptions) -> Result<bytes::Bytes, OnnxError> {
+        export::encode(&export::export(self, options.inline)?)
+    }
+
+    /// Reads a model from memory; external data is looked for in `folder`.
+    ///
+    /// # Errors
+    /// As [`Model::read`].
+    pub fn decode(data: bytes::Bytes, folder: &Path) -> Result<Model, OnnxError> {
+        import::read(data, &folder.join("model.onnx"))
+    }
+}

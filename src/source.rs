@@ -1,0 +1,225 @@
+//! A model on its way through the compiler: read, cleaned up, its chain found, rewritten.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use snlp_passes::analysis::{Chain, Stopped, find_chain};
+use snlp_passes::ir::{DType, Def, Graph, Op, Tensor};
+use snlp_passes::plan::{PlacedPlan, Plan, PlanError};
+use snlp_passes::rewrite::{CleanUpReport, Parallelized, clean_up, parallelize};
+
+use crate::error::{Error, Kind};
+use crate::onnx::{ErrorKind, Model, OnnxError};
+
+/// Keys that a converted model carries.
+pub mod metadata {
+    /// The plan in normal form.
+    pub const PLAN: &str = "snlp.plan";
+    /// Version of the program that converted.
+    pub const VERSION: &str = "snlp.version";
+    /// SHA-256 of the file that was converted.
+    pub const SOURCE: &str = "snlp.source_sha256";
+    /// What the chain of the original was, as JSON, for `inspect`.
+    pub const CHAIN: &str = "snlp.chain";
+}
+
+/// A model, cleaned up, with its chain.
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// The model as read.
+    pub model: Model,
+    /// The graph after clean-up.
+    pub graph: Graph,
+    /// What the clean-up did.
+    pub clean_up: CleanUpReport,
+    /// The chain of layers, or what stopped the search.
+    pub chain: Result<Chain, Stopped>,
+}
+
+impl Source {
+    /// Reads a model, cleans it up and looks for its chain.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is invalid. A model without a chain is no error.
+    pub fn read(path: &Path) -> Result<Source, Error> {
+        let model = Model::read(path).map_err(|e| onnx_error(e, path))?;
+        let mut graph = model.graph.clone();
+        let clean_up = clean_up(&mut graph).map_err(|e| {
+            Error::input(format!("{}: cannot simplify the model", path.display()))
+                .because(e)
+                .help("check the model with onnx.checker; if it passes, please report this")
+        })?;
+        let chain = find_chain(&graph);
+        Ok(Source { path: path.into(), model, graph, clean_up, chain })
+    }
+
+    /// The value of a metadata key.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.model.info.metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// The plan that the model was converted with, if it was.
+    pub fn converted(&self) -> Option<&str> {
+        self.metadata(metadata::PLAN)
+    }
+
+    /// Whether the model was converted with a plan that rewrites layers.
+    pub fn is_rewritten(&self) -> bool {
+        self.converted().is_some_and(|plan| plan != "sequential")
+    }
+
+    /// Operators that nothing here can compute, with the number of nodes and the name of the first.
+    pub fn unsupported(&self) -> BTreeMap<String, (usize, String)> {
+        let mut found = BTreeMap::new();
+        for (_, node) in self.graph.nodes() {
+            if matches!(node.op, Op::Opaque(_)) {
+                found.entry(node.op.name()).or_insert_with(|| (0, node.name.clone())).0 += 1;
+            }
+        }
+        found
+    }
+
+    /// An error that lists all unsupported operators, if there are any.
+    ///
+    /// # Errors
+    /// When there are.
+    pub fn require_supported(&self) -> Result<(), Error> {
+        let found = self.unsupported();
+        if found.is_empty() {
+            return Ok(());
+        }
+        let list: Vec<String> = found
+            .iter()
+            .map(|(op, (n, first))| match n {
+                1 => format!("{op} (node '{first}')"),
+                n => format!("{op} ({n} nodes, first '{first}')"),
+            })
+            .collect();
+        Err(Error::input(format!("{}: unsupported operators: {}", self.path.display(), list.join(", ")))
+            .help("export the model with standard operators only; README.md lists those supported"))
+    }
+
+    /// The chain of layers.
+    ///
+    /// # Errors
+    /// When there is none: why, and where.
+    pub fn chain(&self) -> Result<&Chain, Error> {
+        if let Some(plan) = self.converted().filter(|_| self.is_rewritten()) {
+            return Err(Error::input(format!(
+                "{}: the model is converted already, with plan '{plan}'",
+                self.path.display()
+            ))
+            .help("apply plans to the original model"));
+        }
+        self.chain.as_ref().map_err(|stopped| {
+            if let Err(unsupported) = self.require_supported() {
+                return unsupported;
+            }
+            let place = if stopped.at.is_empty() { String::new() } else { format!(" at '{}'", stopped.at) };
+            Error::input(format!(
+                "{}: the model has no chain of layers: {}{place}",
+                self.path.display(),
+                stopped.reason
+            ))
+            .help("layer-parallelism needs a stack of residual layers; 'snlp inspect --explain' says more")
+        })
+    }
+
+    /// Lays a plan over the model's chain. The sequential plan fits every model.
+    ///
+    /// # Errors
+    /// When the model has no chain or too few layers.
+    pub fn place(&self, plan: &Plan) -> Result<PlacedPlan, Error> {
+        if plan.segments.is_empty() {
+            let layers =
+                if self.is_rewritten() { 0 } else { self.chain.as_ref().map_or(0, |c| c.layers.len()) };
+            return plan.place(layers).map_err(plan_error);
+        }
+        plan.place(self.chain()?.layers.len()).map_err(plan_error)
+    }
+
+    /// The layer-parallel graph of a placed plan.
+    ///
+    /// # Errors
+    /// When the chain cannot be rewritten so.
+    pub fn rewrite(&self, plan: &PlacedPlan) -> Result<Parallelized, Error> {
+        if plan.is_sequential() {
+            return Ok(Parallelized { graph: self.graph.clone(), segments: vec![], corrections: 0 });
+        }
+        parallelize(&self.graph, self.chain()?, plan).map_err(|e| {
+            Error::input(format!("{}: plan '{plan}' cannot be applied", self.path.display()))
+                .because(e)
+                .help("try another division of the layers; 'snlp inspect' shows the classes")
+        })
+    }
+
+    /// Elements of all weights (constants of a float type, and quantised ones of 8 bits).
+    pub fn parameters(&self) -> u64 {
+        let counts = |t: &Tensor| t.dtype().is_float() || matches!(t.dtype(), DType::I8 | DType::U8);
+        constants(&self.model.graph).filter(|t| counts(t)).map(|t| t.len() as u64).sum()
+    }
+
+    /// Bytes of the model on disk, external data included.
+    pub fn bytes(&self) -> u64 {
+        let file = self.path.metadata().map_or(0, |m| m.len());
+        let weights: u64 = constants(&self.model.graph).map(|t| t.byte_len() as u64).sum();
+        if weights > file { file + weights } else { file }
+    }
+}
+
+fn constants(graph: &Graph) -> impl Iterator<Item = &Tensor> {
+    graph.values().filter_map(|(_, v)| match &v.def {
+        Def::Constant(t) => Some(t),
+        _ => None,
+    })
+}
+
+/// Reads a plan's text.
+///
+/// # Errors
+/// Of kind usage when it is ill-formed, input when it needs what is not implemented.
+pub fn parse_plan(text: &str) -> Result<Plan, Error> {
+    text.parse().map_err(plan_error)
+}
+
+/// What a refused plan becomes.
+pub fn plan_error(e: PlanError) -> Error {
+    match &e {
+        PlanError::Syntax { .. } => Error::usage(e.to_string())
+            .help("a plan is 'sequential' or segments such as 's8 12xF2[k=2]'; see 'snlp --help'"),
+        PlanError::NotYet { .. } => Error::input(e.to_string()),
+        PlanError::TooManyLayers { .. } => {
+            Error::input(e.to_string()).help("use fewer or smaller units; 'snlp inspect' shows the layers")
+        }
+    }
+}
+
+/// What an error about a model file becomes. A model that is there but whose external data is not is
+/// invalid; everything else that the system refuses is I/O.
+pub fn onnx_error(e: OnnxError, model: &Path) -> Error {
+    let of_model = e.path().is_none_or(|p| p == model);
+    let kind = match e.kind() {
+        ErrorKind::Io if of_model || !model.exists() => Kind::Io,
+        ErrorKind::Io if e.path().is_some_and(Path::exists) => Kind::Io,
+        _ => Kind::Input,
+    };
+    let mut text = e.to_string();
+    if let Some(remedy) = e.remedy_text()
+        && let Some(stripped) = text.strip_suffix(&format!(" ({remedy})"))
+    {
+        text = stripped.to_string();
+    }
+    let named = text.contains(&*model.to_string_lossy());
+    let message = if named { text } else { format!("{}: {text}", model.display()) };
+    let help = match (e.remedy_text(), kind) {
+        (Some(remedy), _) => remedy.to_string(),
+        (None, Kind::Io) => "check the path and its permissions".into(),
+        (None, _) => "export the model again, and check it with onnx.checker".into(),
+    };
+    let error = Error::new(kind, message).help(help);
+    match std::error::Error::source(&e) {
+        Some(cause) => error.because(cause.to_string()),
+        None => error,
+    }
+}

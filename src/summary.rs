@@ -1,0 +1,219 @@
+//! What `inspect` says of a model, as data: the chain, and the figures of a graph. A converted model
+//! carries the summary of its original.
+
+use std::collections::HashSet;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use snlp_passes::analysis::{Chain, Transfer};
+use snlp_passes::ir::{Dim, Graph, Op, ValueId, validate};
+use snlp_passes::rewrite::bind;
+use snlp_runtime::kernels::Limits;
+use snlp_runtime::schedule::{Options, plan};
+
+use crate::samples::sample_sizes;
+
+/// The chain of layers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ChainSummary {
+    /// Number of layers.
+    pub layers: usize,
+    /// Feature size of the state: a number, or text when it is symbolic.
+    pub hidden: Value,
+    /// Residual streams.
+    pub streams: usize,
+    /// Style of the layers.
+    pub kind: String,
+    /// What `surrogate=auto` means here.
+    pub surrogate: String,
+    /// Layers that can be evaluated together.
+    pub classes: Vec<ClassSummary>,
+    /// States read after the trunk.
+    pub taps: Vec<TapSummary>,
+    /// Values that layers read besides the state.
+    pub side_inputs: Vec<SideSummary>,
+    /// Nodes before the chain.
+    pub prefix_nodes: usize,
+    /// Nodes behind it.
+    pub suffix_nodes: usize,
+    /// Each layer.
+    pub layers_detail: Vec<LayerSummary>,
+}
+
+/// A class of layers.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ClassSummary {
+    /// What a layer consists of.
+    pub description: String,
+    /// Zero-based layer numbers.
+    pub layers: Vec<usize>,
+    /// Why it is not of the class before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub differs: Option<String>,
+}
+
+/// A state that is read after the trunk.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct TapSummary {
+    /// Layers that the state has passed.
+    pub after_layer: usize,
+    /// Whether it lies between two sub-blocks of the next layer.
+    pub inside: bool,
+    /// Who reads it.
+    pub readers: Vec<String>,
+}
+
+/// A value that layers read besides the state.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SideSummary {
+    /// Its name.
+    pub name: String,
+    /// Zero-based numbers of the layers.
+    pub layers: Vec<usize>,
+}
+
+/// A layer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LayerSummary {
+    /// Zero-based number.
+    pub layer: usize,
+    /// Its class.
+    pub class: usize,
+    /// Branches added to the state.
+    pub sub_blocks: usize,
+    /// Nodes.
+    pub nodes: usize,
+    /// Elements of the weights that its nodes read.
+    pub parameters: u64,
+    /// What the skip path does to the state.
+    pub transfer: String,
+}
+
+/// A size for JSON: a number where it is known.
+pub fn dim_json(dim: &Dim) -> Value {
+    dim.known().map_or_else(|| json!(dim.to_string()), |n| json!(n))
+}
+
+impl ChainSummary {
+    /// The summary of a chain.
+    pub fn of(graph: &Graph, chain: &Chain) -> Self {
+        ChainSummary {
+            layers: chain.layers.len(),
+            hidden: dim_json(&chain.hidden),
+            streams: chain.streams,
+            kind: chain.kind.to_string(),
+            surrogate: chain.surrogate().into(),
+            classes: chain
+                .classes
+                .iter()
+                .map(|c| ClassSummary {
+                    description: c.description.clone(),
+                    layers: c.layers.clone(),
+                    differs: c.differs.clone(),
+                })
+                .collect(),
+            taps: chain
+                .taps
+                .iter()
+                .map(|t| TapSummary {
+                    after_layer: t.after_layer,
+                    inside: t.inside,
+                    readers: t.readers.clone(),
+                })
+                .collect(),
+            side_inputs: chain
+                .side_inputs
+                .iter()
+                .map(|s| SideSummary { name: s.name.clone(), layers: s.layers.clone() })
+                .collect(),
+            prefix_nodes: chain.prefix_nodes,
+            suffix_nodes: chain.suffix_nodes,
+            layers_detail: chain
+                .layers
+                .iter()
+                .enumerate()
+                .map(|(i, layer)| LayerSummary {
+                    layer: i,
+                    class: layer.class,
+                    sub_blocks: layer.sub_blocks(),
+                    nodes: layer.nodes.len(),
+                    parameters: parameters(graph, layer.nodes.iter().filter_map(|n| graph.node(*n))),
+                    transfer: transfer_text(&layer.transfer(graph)),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn transfer_text(transfer: &Transfer) -> String {
+    match transfer.scale() {
+        Some(1.0) => "identity".into(),
+        Some(s) => format!("scale {s}"),
+        None => format!("{transfer:?}").split([' ', '(', '{']).next().unwrap_or_default().to_lowercase(),
+    }
+}
+
+fn parameters<'a>(graph: &Graph, nodes: impl Iterator<Item = &'a snlp_passes::ir::Node>) -> u64 {
+    let read: HashSet<ValueId> = nodes.flat_map(|n| n.operands()).collect();
+    let weights = read.iter().filter_map(|v| graph.tensor(*v)).filter(|t| t.dtype().is_float());
+    weights.map(|t| t.len() as u64).sum()
+}
+
+/// Figures of a graph.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Figures {
+    /// Nodes.
+    pub nodes: usize,
+    /// Layers or units that must run one after the other; unknown without a chain.
+    pub sequential_depth: Option<usize>,
+    /// Matrix products.
+    pub matmuls: usize,
+    /// Corrections.
+    pub corrections: usize,
+    /// Dispatches of one forward on a typical GPU, at batch 1 and [`FIGURES_LENGTH`] positions; unknown
+    /// when the runtime cannot schedule the graph.
+    pub dispatches: Option<usize>,
+    /// Groups of dispatches that must run one after the other.
+    pub levels: Option<usize>,
+    /// Bytes that a forward reads and writes at least, at those sizes.
+    pub transfer_bytes: Option<u64>,
+}
+
+/// Positions that dispatches are counted at.
+pub const FIGURES_LENGTH: usize = 16;
+
+/// What a typical GPU allows, for figures that need no device.
+const TYPICAL: Limits = Limits {
+    max_storage_binding: 1 << 31,
+    max_buffer: 1 << 32,
+    max_storage_buffers: 16,
+    max_grid: 65_535,
+    max_invocations: 1024,
+    max_workgroup_memory: 32 << 10,
+    min_offset_alignment: 256,
+    software: false,
+    subgroups: true,
+};
+
+impl Figures {
+    /// The figures of a graph whose depth is known from its plan.
+    pub fn of(graph: &Graph, sequential_depth: Option<usize>) -> Self {
+        let matmul = |op: &Op| matches!(op, Op::MatMul | Op::Gemm { .. } | Op::Einsum { .. });
+        let stats = schedule_stats(graph);
+        Figures {
+            nodes: graph.node_count(),
+            sequential_depth,
+            matmuls: graph.nodes().filter(|(_, n)| matmul(&n.op)).count(),
+            corrections: graph.nodes().filter(|(_, n)| matches!(n.op, Op::Correction(_))).count(),
+            dispatches: stats.as_ref().map(|s| s.dispatches),
+            levels: stats.as_ref().map(|s| s.levels),
+            transfer_bytes: stats.as_ref().map(|s| s.bytes),
+        }
+    }
+}
+
+fn schedule_stats(graph: &Graph) -> Option<snlp_runtime::schedule::Stats> {
+    let bound = bind(graph, &sample_sizes(graph, FIGURES_LENGTH)).ok()?;
+    let planned = plan(validate(&bound).ok()?, &TYPICAL, &Options::default()).ok()?;
+    Some(planned.stats())
+}

@@ -1,0 +1,9 @@
+//! The binary from outside: exit codes, messages, documents, files.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod documents;
+mod errors;
+mod plumbing;
+mod running;
+mod support;

@@ -1,0 +1,84 @@
+//! Help, usage errors, completions, devices.
+
+use crate::support::{fixture, snlp, snlp_with};
+
+const COMMANDS: [&str; 9] =
+    ["inspect", "convert", "run", "eval", "plan", "generate", "bench", "devices", "completions"];
+
+#[test]
+fn help_is_complete() {
+    let help = snlp(&["--help"]).code(0).stdout;
+    for command in COMMANDS {
+        assert!(help.contains(&format!("\n  {command} ")), "{command} is not in: {help}");
+        let own = snlp(&[command, "--help"]).code(0).stdout;
+        assert!(own.contains("Example") && own.contains(&format!("snlp {command}")), "{own}");
+        assert!(own.contains("--backend") && own.contains("auto"), "{own}");
+    }
+    for part in ["Exit codes", "Example", "12xF2"] {
+        assert!(help.contains(part), "{help}");
+    }
+}
+
+#[test]
+fn what_is_missing_says_so() {
+    let help = snlp(&["--help"]).code(0).stdout;
+    for command in ["plan", "generate", "bench"] {
+        let line = help.lines().find(|l| l.starts_with(&format!("  {command} "))).expect("listed");
+        assert!(line.contains("not implemented yet"), "{line}");
+        snlp(&[command, "model.onnx", "--seed", "1"]).code(3).says(&["not implemented yet", "help:"]);
+    }
+    let model = fixture("nano/model.onnx");
+    snlp(&["inspect", &model, "--format", "html"]).code(3).says(&["not implemented yet"]);
+    snlp(&["eval", &model, "--text", "a", "--tokenizer", "b"]).code(3).says(&["not implemented yet"]);
+}
+
+#[test]
+fn bad_usage_is_2() {
+    for args in [
+        &["frobnicate"][..],
+        &[],
+        &["inspect"],
+        &["convert", "a.onnx"],
+        &["run", "a.onnx", "--tolerance", "close"],
+        &["run", "a.onnx", "--input", "noequals"],
+        &["run", "a.onnx", "--backend", "tpu"],
+        &["eval", "a.onnx"],
+        &["inspect", "a.onnx", "-v", "-q"],
+    ] {
+        let ran = snlp(args).code(2);
+        assert!(ran.stdout.is_empty(), "{args:?}");
+    }
+    let model = fixture("nano/model.onnx");
+    for plan in ["6xG1", "", "s", "0xF1", "6xF1[k]", "6xF1[speed=9]"] {
+        snlp(&["inspect", &model, "--plan", plan]).code(2).says(&["plan", "help:"]);
+    }
+}
+
+#[test]
+fn versions_and_completions() {
+    assert!(snlp(&["--version"]).code(0).stdout.starts_with("snlp "));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(snlp(&["completions", shell]).code(0).stdout.contains("inspect"));
+    }
+}
+
+#[test]
+fn devices_are_listed() {
+    let found = snlp(&["devices", "--json"]).code(0).json();
+    for device in found["devices"].as_array().expect("a list") {
+        for key in ["name", "backend", "kind", "driver", "features", "limits", "auto"] {
+            assert!(!device[key].is_null(), "{key}: {device}");
+        }
+    }
+    assert!(found["auto"].is_string() || found["auto"].is_null());
+    let text = snlp(&["devices"]).code(0).stdout;
+    assert!(!text.contains('\u{1b}'), "no colour without a terminal");
+}
+
+#[test]
+fn colour_obeys_the_environment() {
+    let plain = snlp(&["devices"]).code(0).stdout;
+    let forced = snlp_with(&["devices"], "CLICOLOR_FORCE", "1").code(0).stdout;
+    assert!(forced.contains('\u{1b}') && !plain.contains('\u{1b}'));
+    assert!(!snlp_with(&["devices"], "NO_COLOR", "1").code(0).stdout.contains('\u{1b}'));
+}

@@ -1,0 +1,190 @@
+//! `run`, `convert --verify` and `eval` on every backend there is.
+
+use serde_json::Value;
+
+use crate::support::{Folder, backends, fixture, snlp};
+
+#[test]
+fn outputs_agree_with_the_expected_ones() {
+    for backend in backends() {
+        for model in ["gpt2-tiny", "llama-tiny", "llama-tiny-dynamo"] {
+            let file = fixture(&format!("{model}/model.onnx"));
+            let inputs = fixture(&format!("{model}/inputs_plain.npz"));
+            let expected = fixture(&format!("{model}/expected_plain.npz"));
+            let args =
+                ["run", &file, "--inputs", &inputs, "--expect", &expected, "--backend", backend, "--json"];
+            let found = snlp(&args).code(0).json();
+            let output = &found["outputs"][0];
+            assert_eq!(
+                (&output["name"], &output["dtype"], &output["ok"]),
+                (&"logits".into(), &"f32".into(), &true.into())
+            );
+            assert!(output["max_rel"].as_f64().is_some_and(|x| x < 1e-4), "{output}");
+            assert_eq!(output["sha256"].as_str().map(str::len), Some(64));
+            // K = N equals the sequential model.
+            let exact: Vec<&str> = args.iter().copied().chain(["--plan", "4xF1[k=4]"]).collect();
+            assert_eq!(snlp(&exact).code(0).json()["ok"], true);
+            // Left and right padding.
+            for side in ["", "_right"] {
+                let [inputs, expected] =
+                    ["inputs", "expected"].map(|n| fixture(&format!("{model}/{n}{side}.npz")));
+                snlp(&["run", &file, "--inputs", &inputs, "--expect", &expected, "--backend", backend])
+                    .code(0);
+            }
+            // One iteration is another function: the comparison must notice.
+            let other: Vec<&str> = args.iter().copied().chain(["--plan", "4xF1"]).collect();
+            let found = snlp(&other).code(1).says(&["output 'logits'[", "was expected", "allows"]).json();
+            assert!(found["outputs"][0]["first_outlier"]["index"].is_array(), "{found}");
+        }
+    }
+}
+
+#[test]
+fn small_models_without_a_chain_run() {
+    for backend in backends() {
+        for name in ["cnn", "mlp", "if_const", "functions"] {
+            // Pooling has no kernel.
+            if (backend, name) == ("gpu", "cnn") {
+                continue;
+            }
+            let [model, inputs, expected] =
+                ["onnx", "inputs.npz", "expected.npz"].map(|e| fixture(&format!("bad/{name}.{e}")));
+            snlp(&["run", &model, "--inputs", &inputs, "--expect", &expected, "--backend", backend]).code(0);
+        }
+    }
+}
+
+#[test]
+fn outputs_are_written_whole_or_not_at_all() {
+    let Some(backend) = backends().first().copied() else { return };
+    let folder = Folder::new();
+    let out = folder.text("out.npz");
+    std::fs::write(&out, "before").expect("written");
+    let model = fixture("gpt2-tiny/model.onnx");
+    snlp(&["run", &model, "--outputs", &out, "--backend", backend]).code(3);
+    assert_eq!(std::fs::read_to_string(&out).expect("there"), "before");
+    let inputs = fixture("gpt2-tiny/inputs_plain.npz");
+    let ran = snlp(&["run", &model, "--inputs", &inputs, "--outputs", &out, "--backend", backend]).code(0);
+    assert!(ran.stdout.contains("logits") && ran.stderr.is_empty(), "{} {}", ran.stdout, ran.stderr);
+    let found = snlp::npz::read_npz(std::path::Path::new(&out)).expect("an archive");
+    assert_eq!((found.len(), found[0].0.as_str()), (1, "logits"));
+    assert_eq!(folder.files(), ["out.npz"]);
+}
+
+#[test]
+fn conversion_is_verified() {
+    let model = fixture("gpt2-tiny/model.onnx");
+    for backend in backends() {
+        for extra in [&[][..], &["--inline"], &["--external-data"]] {
+            let folder = Folder::new();
+            let (out, report) = (folder.text("out.onnx"), folder.text("report.json"));
+            let mut args = vec!["convert", &model, "-o", &out, "--plan", "s1 3xF1[k=2]", "--verify"];
+            args.extend(["--report", &report, "--json", "--backend", backend]);
+            args.extend(extra);
+            let found = snlp(&args).code(0).json();
+            assert_eq!(
+                (&found["plan"], &found["verify"]["ok"]),
+                (&"s1 3xF1[k=2]".into(), &true.into()),
+                "{found}"
+            );
+            assert_eq!(found["rewritten"]["sequential_depth"], 3);
+            let written: Value =
+                serde_json::from_str(&std::fs::read_to_string(&report).expect("there")).expect("JSON");
+            assert_eq!(written["plan"], found["plan"]);
+            let (before, after) = (found["bytes"]["original"].as_f64(), found["bytes"]["output"].as_f64());
+            let (before, after) = (before.expect("a number"), after.expect("a number"));
+            assert!(after <= 1.01 * before + 65536.0, "{before} became {after}");
+        }
+    }
+}
+
+#[test]
+fn a_sequential_conversion_changes_nothing() {
+    let Some(backend) = backends().first().copied() else { return };
+    let folder = Folder::new();
+    let out = folder.text("out.onnx");
+    let model = fixture("llama-tiny/model.onnx");
+    snlp(&["convert", &model, "-o", &out, "--plan", "sequential"]).code(0);
+    let [inputs, expected] =
+        ["inputs_plain", "expected_plain"].map(|n| fixture(&format!("llama-tiny/{n}.npz")));
+    snlp(&["run", &out, "--inputs", &inputs, "--expect", &expected, "--backend", backend]).code(0);
+    // It is an original still: plans apply.
+    assert_eq!(snlp(&["inspect", &out, "--json"]).code(0).json()["plan"], "sequential");
+    let again = folder.text("again.onnx");
+    snlp(&["convert", &out, "-o", &again, "--plan", "4xF1"]).code(0);
+    // External weights are not written over.
+    let outside = folder.text("outside.onnx");
+    snlp(&["convert", &out, "-o", &outside, "--plan", "sequential", "--external-data"]).code(0);
+    let link = folder.text("link.onnx");
+    std::fs::rename(&outside, &link).expect("renamed");
+    snlp(&["convert", &link, "-o", &outside, "--plan", "4xF1", "--external-data"])
+        .code(2)
+        .says(&["own weights"]);
+}
+
+/// The bundled model under its reference's perplexities (PyTorch's, `fixtures/nano/reference.json`).
+#[test]
+fn perplexities_are_the_references() {
+    let reference: Value =
+        serde_json::from_str(&std::fs::read_to_string(fixture("nano/reference.json")).expect("there"))
+            .expect("JSON");
+    let rows = reference["rows"].as_array().expect("rows");
+    let expected = |plan: &str| {
+        rows.iter().find(|r| r["plan"] == plan).expect("a row")["ppl"].as_f64().expect("a number")
+    };
+    // Software Vulkan takes minutes for these windows.
+    let Some(backend) = backends().into_iter().find(|b| *b == "cpu") else { return };
+    let (model, tokens) = (fixture("nano/model.onnx"), fixture("nano/val_windows.npz"));
+    let plans = ["6xF1", "3xF2", "9xF1[k=2]"];
+    let mut args = vec!["eval", &model, "--tokens", &tokens, "--backend", backend, "--json"];
+    let given: Vec<String> = plans
+        .iter()
+        .map(|p| if p.contains('[') { p.replace(']', ",tap=unit]") } else { format!("{p}[tap=unit]") })
+        .collect();
+    for plan in &given {
+        args.extend(["--plan", plan]);
+    }
+    let found = snlp(&args).code(0).json();
+    let close =
+        |a: &Value, e: f64| assert!((a.as_f64().expect("a number") / e - 1.0).abs() < 1e-3, "{a} {e}");
+    close(&found["sequential"]["ppl"], expected("sequential"));
+    assert_eq!(found["sequential"]["tokens"], 16 * 256);
+    for (i, plan) in plans.iter().enumerate() {
+        let row = &found["plans"][i];
+        close(&row["ppl"], expected(plan));
+        for key in ["nll", "kl", "top1", "cosine", "ms", "speedup"] {
+            assert!(row[key].is_f64(), "{key}: {row}");
+        }
+    }
+}
+
+/// Units that iterate as often as there are units are the sequential model; a plan that does less is not.
+#[test]
+fn eval_compares_with_the_sequential_model() {
+    let folder = Folder::new();
+    let model = fixture("nano/model.onnx");
+    let windows =
+        snlp::npz::read_npz(std::path::Path::new(&fixture("nano/val_windows.npz"))).expect("windows");
+    let tokens: Vec<i64> = windows[0].1.to_i64().expect("whole").into_iter().take(2 * 17).collect();
+    let windows = snlp::passes::ir::Tensor::from_vec(vec![2, 17], tokens).expect("fits");
+    let file = std::fs::File::create(folder.path("w.npz")).expect("created");
+    snlp::npz::write_npz(file, [("windows", &windows)]).expect("written");
+    let tokens = folder.text("w.npz");
+    for backend in backends() {
+        let args = ["eval", &model, "--tokens", &tokens, "--plan", "3xF1[k=3]", "--plan", "6xF2", "--json"];
+        let found = snlp(&[&args[..], &["--backend", backend]].concat()).code(0).json();
+        let (same, other) = (&found["plans"][0], &found["plans"][1]);
+        assert_eq!((&same["plan"], &same["top1"]), (&"s9 3xF1[k=3]".into(), &1.0.into()), "{found}");
+        assert!(
+            same["kl"].as_f64().is_some_and(|kl| kl < 1e-6)
+                && other["kl"].as_f64().is_some_and(|kl| kl > 1e-3)
+        );
+        let (a, b) = (found["sequential"]["ppl"].as_f64(), same["ppl"].as_f64());
+        assert!(a.zip(b).is_some_and(|(a, b)| (a / b - 1.0).abs() < 1e-4), "{found}");
+        let text =
+            snlp(&["eval", &model, "--tokens", &tokens, "--plan", "6xF1", "--backend", backend]).code(0);
+        assert!(
+            text.stdout.contains("sequential") && text.stdout.contains("speed-up") && text.stderr.is_empty()
+        );
+    }
+}
