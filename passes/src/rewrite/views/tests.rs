@@ -143,7 +143,7 @@ fn step(g: &mut Graph, x: ValueId, n: u32) -> ValueId {
         1 => {
             // Move one factor of the first axis to the end.
             let mut to = shape.clone();
-            let f = (2..=to[0]).find(|f| to[0] % f == 0).unwrap_or(1);
+            let f = (2..=to[0]).find(|f| to[0].is_multiple_of(*f)).unwrap_or(1);
             to[0] /= f;
             to.push(f);
             let target = g.ints(&ints(&to));
