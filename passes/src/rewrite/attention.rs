@@ -14,6 +14,10 @@
 //! Rounding: `Where(c, s, fill)` with a finite fill becomes `s + Where(c, 0, fill)`: in a row that has a
 //! key left the excluded ones weigh 0 either way, and in one that has none both are near uniform.
 
+mod reframe;
+
+pub(super) use reframe::reframed;
+
 use super::matching::{behind_casts, binary, dtype, either, made_by, matmul, rank, unary, uniform};
 use super::sweep::sweep_first;
 use super::{Fidelity, Notes, Pass};
@@ -52,12 +56,27 @@ struct Found {
     widest: ValueId,
 }
 
+/// A mask, and the shape of the scores where it was met.
 #[derive(Clone)]
-enum Mask {
+struct Mask {
+    what: Masking,
+    frame: Vec<Dim>,
+}
+
+#[derive(Clone, Copy)]
+enum Masking {
     /// Added, times the factor.
     Added(ValueId, f64),
     /// Where the condition is not `keep`, the score is `fill`.
     Selected { condition: ValueId, keep: bool, fill: f64 },
+}
+
+impl Masking {
+    fn operand(self) -> ValueId {
+        match self {
+            Masking::Added(v, _) | Masking::Selected { condition: v, .. } => v,
+        }
+    }
 }
 
 fn recognised(graph: &Graph, id: NodeId) -> Option<Found> {
@@ -152,13 +171,14 @@ fn descend(graph: &Graph, v: ValueId, mut walk: Walk, depth: usize) -> Option<(W
     if walk.softcap.is_some() {
         return None;
     }
-    if let Some((x, mask)) = selected(graph, v, walk.outer) {
-        walk.masks.push(mask);
+    let frame = graph.shape(v)?.to_vec();
+    if let Some((x, what)) = selected(graph, v, walk.outer) {
+        walk.masks.push(Mask { what, frame });
         return descend(graph, x, walk, depth);
     }
     either(graph, v, Binary::Add, |x, mask| {
         let mut walk = walk.clone();
-        walk.masks.push(Mask::Added(mask, walk.outer));
+        walk.masks.push(Mask { what: Masking::Added(mask, walk.outer), frame: frame.clone() });
         descend(graph, x, walk, depth)
     })
 }
@@ -180,7 +200,7 @@ fn unscaled(graph: &Graph, mut v: ValueId) -> (ValueId, f64) {
     (v, scale)
 }
 
-fn selected(graph: &Graph, v: ValueId, outer: f64) -> Option<(ValueId, Mask)> {
+fn selected(graph: &Graph, v: ValueId, outer: f64) -> Option<(ValueId, Masking)> {
     let node = made_by(graph, v, |op| matches!(op, Op::Where))?;
     let (condition, then, otherwise) = (node.input(0)?, node.input(1)?, node.input(2)?);
     let excluded = |v| uniform(graph, v).map(|x| x * outer).filter(|x| *x <= EXCLUDED);
@@ -189,7 +209,7 @@ fn selected(graph: &Graph, v: ValueId, outer: f64) -> Option<(ValueId, Mask)> {
         (Some(fill), None) => (otherwise, false, fill),
         _ => return None,
     };
-    Some((x, Mask::Selected { condition, keep, fill }))
+    Some((x, Masking::Selected { condition, keep, fill }))
 }
 
 /// Why the types are not those of attention.
@@ -210,9 +230,8 @@ fn fits(graph: &Graph, id: NodeId, found: &Found) -> Result<(), String> {
     }
     let scores = graph.shape(found.widest).ok_or("scores of unknown shape")?;
     for mask in &found.masks {
-        let (Mask::Added(m, _) | Mask::Selected { condition: m, .. }) = mask;
-        let shape = graph.shape(*m).ok_or("a mask of unknown shape")?;
-        if unflattened(shape, scores).is_none() {
+        let shape = graph.shape(mask.what.operand()).ok_or("a mask of unknown shape")?;
+        if reframed(shape, &mask.frame, scores).is_none() {
             return Err(format!("a mask of shape {shape:?} does not fit scores of shape {scores:?}"));
         }
     }
@@ -227,33 +246,6 @@ fn fits(graph: &Graph, id: NodeId, found: &Found) -> Result<(), String> {
         return Err("the heads of q, k and v differ".into());
     }
     Ok(())
-}
-
-/// The shape under which a mask broadcasts to the widest scores: its own, or, for one of the flattened
-/// scores `[b·h, t, s]`, with the first axis split.
-fn unflattened(shape: &[Dim], scores: &[Dim]) -> Option<Vec<Dim>> {
-    let broadcasts = |shape: &[Dim]| {
-        shape.len() <= scores.len()
-            && shape.iter().rev().zip(scores.iter().rev()).all(|(m, s)| may_broadcast(m, s))
-    };
-    let plain = || broadcasts(shape).then(|| shape.to_vec());
-    let Some(lead) = scores.len().checked_sub(2) else { return plain() };
-    match shape {
-        // Looked for first: `4·b` might broadcast to 4 heads, for all that is known of `b`.
-        [first, rest @ ..] if lead > 1 && rest.len() == 2 && *first == Dim::product(&scores[..lead]) => {
-            let split: Vec<Dim> = scores[..lead].iter().chain(rest).cloned().collect();
-            broadcasts(&split).then_some(split)
-        }
-        _ => plain(),
-    }
-}
-
-/// Whether a mask's size broadcasts to one of the scores. Different expressions may turn out equal (a mask
-/// cut from a table of 128 positions has `min(128, t)`); since they were added, they are, unless the scores
-/// were the ones to broadcast.
-fn may_broadcast(mask: &Dim, scores: &Dim) -> bool {
-    let undecided = (mask.known().is_none() || scores.known().is_none()) && *scores != Dim::ONE;
-    *mask == Dim::ONE || mask == scores || undecided
 }
 
 fn built(graph: &mut Graph, id: NodeId, found: Found) -> Result<ValueId, GraphError> {
@@ -315,14 +307,16 @@ fn combined(
     scores: &[Dim],
     wanted: Option<DType>,
 ) -> Result<Option<ValueId>, GraphError> {
-    let hard = |m: &Mask| matches!(m, Mask::Selected { fill, .. } if *fill == f64::NEG_INFINITY);
+    let hard = |m: &Mask| matches!(m.what, Masking::Selected { fill, .. } if fill == f64::NEG_INFINITY);
     let all_hard = masks.iter().all(hard);
     let mut out: Option<ValueId> = None;
     for mask in masks {
-        let next = match *mask {
-            Mask::Selected { condition, keep, .. } if all_hard && keep => condition,
-            Mask::Selected { condition, .. } if all_hard => graph.add(Op::Unary(Unary::Not), &[condition])?,
-            Mask::Selected { condition, keep, fill } => {
+        let next = match mask.what {
+            Masking::Selected { condition, keep, .. } if all_hard && keep => condition,
+            Masking::Selected { condition, .. } if all_hard => {
+                graph.add(Op::Unary(Unary::Not), &[condition])?
+            }
+            Masking::Selected { condition, keep, fill } => {
                 // A fill that is finite stays so: f16 would make f32's lowest number -inf.
                 let narrow = fill.is_infinite() || fill >= f64::from(half::f16::MIN);
                 let dtype = wanted.filter(|_| narrow).unwrap_or(DType::F32);
@@ -330,9 +324,9 @@ fn combined(
                 let (then, otherwise) = if keep { (zero, fill) } else { (fill, zero) };
                 graph.add(Op::Where, &[condition, then, otherwise])?
             }
-            Mask::Added(v, factor) => times(graph, v, factor)?,
+            Masking::Added(v, factor) => times(graph, v, factor)?,
         };
-        let next = split(graph, next, scores)?;
+        let next = split(graph, next, &mask.frame, scores)?;
         out = Some(match out {
             None => next,
             Some(before) if all_hard => graph.add(Op::Binary(Binary::And), &[before, next])?,
@@ -355,9 +349,9 @@ fn times(graph: &mut Graph, v: ValueId, factor: f64) -> Result<ValueId, GraphErr
     }
 }
 
-fn split(graph: &mut Graph, mask: ValueId, scores: &[Dim]) -> Result<ValueId, GraphError> {
+fn split(graph: &mut Graph, mask: ValueId, frame: &[Dim], scores: &[Dim]) -> Result<ValueId, GraphError> {
     let Some(shape) = graph.shape(mask).map(<[Dim]>::to_vec) else { return Ok(mask) };
-    match unflattened(&shape, scores) {
+    match reframed(&shape, frame, scores) {
         Some(split) if split != shape => {
             let target = graph.dims(&split)?;
             graph.add(Op::Reshape { allow_zero: true }, &[mask, target])

@@ -4,8 +4,10 @@
 //!   Attention(q, Reshape(Expand(Unsqueeze(k))), ..)     becomes  Attention(q, k, ..)      grouped heads
 //!   Attention(.., Where(c, 0, -inf))                    becomes  Attention(.., c)         bool mask
 //!   Attention(.., Expand(m))                            becomes  Attention(.., m)
+//!   Attention(Reshape(q) [b,g,r,t,d], k [b,g,1,s,d], ..)  becomes  Reshape(Attention(q [b,g·r,t,d], k [b,g,s,d], ..))
 //! ```
 
+use super::attention::reframed;
 use super::matching::{made_by, rank, uniform};
 use super::sweep::sweep_first;
 use super::{Fidelity, Notes, Pass};
@@ -19,8 +21,61 @@ fn apply(graph: &mut Graph, notes: &mut Notes) -> Result<usize, GraphError> {
         if let Some(found) = grouped(graph, id, notes) {
             return regrouped(graph, id, found);
         }
+        if let Some(found) = folded(graph, id) {
+            return fold(graph, id, found).map(Some);
+        }
         plainer_mask(graph, id)
     })
+}
+
+/// Queries with an axis of groups, which the query heads of plain attention have no need for.
+struct Folded {
+    /// `[.., g·r, t, d]`
+    q: ValueId,
+    /// The axis of size 1 of `k` and `v`.
+    at: usize,
+    mask: Option<Vec<Dim>>,
+}
+
+fn folded(graph: &Graph, id: NodeId) -> Option<Folded> {
+    let node = graph.node(id)?;
+    let (q, k, v) = (node.input(0)?, node.input(1)?, node.input(2)?);
+    let (wide, keys, values) = (graph.shape(q)?, graph.shape(k)?, graph.shape(v)?);
+    let at = wide.len().checked_sub(3).filter(|at| *at > 0)?;
+    let shared = |s: &[Dim]| s.len() == wide.len() && s[at] == Dim::ONE && s[..at] == wide[..at];
+    let narrow = made_by(graph, q, |op| matches!(op, Op::Reshape { .. }))?.input(0)?;
+    let merge = |s: &[Dim]| [&s[..at - 1], &[&s[at - 1] * &s[at]], &s[at + 1..]].concat();
+    if !shared(keys) || !shared(values) || graph.shape(narrow)? != merge(wide) {
+        return None;
+    }
+    let mask = match node.input(3) {
+        None => None,
+        Some(mask) => {
+            let scores = [&wide[..at + 2], &keys[at + 1..at + 2]].concat();
+            Some(reframed(graph.shape(mask)?, &scores, &merge(&scores))?)
+        }
+    };
+    Some(Folded { q: narrow, at, mask })
+}
+
+fn fold(graph: &mut Graph, id: NodeId, found: Folded) -> Result<ValueId, GraphError> {
+    let Some(node) = graph.node(id).cloned() else { return Ok(found.q) };
+    let mut inputs = node.inputs.clone();
+    inputs[0] = Some(found.q);
+    for slot in &mut inputs[1..3] {
+        if let Some(v) = slot {
+            *slot = Some(graph.add(Op::Squeeze { axes: vec![found.at] }, &[*v])?);
+        }
+    }
+    if let (Some(Some(slot)), Some(shape)) = (inputs.get_mut(3), found.mask) {
+        let target = graph.dims(&shape)?;
+        *slot = graph.add(Op::Reshape { allow_zero: true }, &[*slot, target])?;
+    }
+    let shape = node.outputs.first().and_then(|v| graph.shape(*v)).unwrap_or_default().to_vec();
+    let made = graph.add_node(node.op, inputs, 1, &node.name)?;
+    let attended = graph.node(made).and_then(|n| n.outputs.first().copied()).unwrap_or(found.q);
+    let target = graph.dims(&shape)?;
+    graph.add(Op::Reshape { allow_zero: true }, &[attended, target])
 }
 
 /// Heads repeated for the queries: what is repeated, and the permutation that stood after the repetition.
@@ -113,5 +168,53 @@ fn condition(graph: &mut Graph, mask: ValueId) -> Result<Option<ValueId>, GraphE
             Ok(None)
         }
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Attention, DType, Type};
+    use crate::rewrite::testing::{cleaned, count, f32s};
+    use crate::rewrite::{Dialect, lower};
+
+    /// Lowered attention with grouped heads is found again, masks included, whatever sizes agree by chance
+    /// (`b`, the groups and the heads of a group are all 2).
+    #[test]
+    fn grouped_heads_survive_lowering() {
+        for lead in [&[][..], &[3]] {
+            for mask in [
+                None,
+                Some(&[-1, 1, 1, -3][..]),
+                Some(&[-1, 1, -2, -3]),
+                Some(&[-1, 4, -2, -3]),
+                Some(&[-2, -3]),
+            ] {
+                let mut g = Graph::new("grouped");
+                let q = g.add_input("q", f32s(&[lead, &[-1, 4, -2, 8]].concat()));
+                let k = g.add_input("k", f32s(&[lead, &[-1, 2, -3, 8]].concat()));
+                let v = g.add_input("v", f32s(&[lead, &[-1, 2, -3, 6]].concat()));
+                let mut operands = vec![q, k, v];
+                if let Some(shape) = mask {
+                    operands.push(g.add_input("keep", Type::new(DType::Bool, f32s(shape).shape)));
+                }
+                let op = Attention { scale: 0.5, causal: false, window: None, softcap: None, safe: true };
+                let y = g.op(Op::Attention(op), &operands);
+                g.add_output("y", y);
+                let mut lowered = g.clone();
+                lower(&mut lowered, &Dialect::onnx(17)).unwrap();
+                assert_eq!(count(&lowered, "Attention"), 0);
+                let found = cleaned(&lowered);
+                crate::rewrite::testing::assert_same(&g, &found, 1e-5);
+                assert_eq!(
+                    (count(&found, "Attention"), count(&found, "Softmax")),
+                    (1, 0),
+                    "{lead:?} {mask:?}"
+                );
+                let attention = found.nodes().find(|(_, n)| matches!(n.op, Op::Attention(_))).unwrap().1;
+                let rank = found.shape(attention.input(0).unwrap()).unwrap().len();
+                assert_eq!(rank, 4 + lead.len(), "{lead:?} {mask:?}");
+            }
+        }
     }
 }
