@@ -1,27 +1,33 @@
 //! `snlp eval`: quality and speed of plans against the sequential model.
 
 use std::path::PathBuf;
-use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Value, json};
 use snlp::error::{Error, Kind};
 use snlp::language::inputs::{logits_output, token_feeds};
-use snlp::language::metrics::{Deviation, window_nll};
 use snlp::language::windows::Windows;
-use snlp::passes::ir::Tensor;
+use snlp::passes::ir::Graph;
+use snlp::passes::rewrite::merge;
 use snlp::source::{Source, parse_plan};
 
 use super::Common;
-use super::backend::{Backend, Runner};
+use super::backend::Backend;
+use super::measure::{self, Joint, Measured, batch_size, check_windows, vocabulary};
 use super::tensors::read_windows;
 use super::ui::{self, Table, Ui};
+
+/// Plans that run as one graph: more share more, but their logits are all held at once.
+const MERGED: usize = 16;
+/// Forwards of each plan that are timed, at most.
+const ROUNDS: usize = 3;
 
 /// Measure quality and speed of plans against the sequential model
 ///
 /// Perplexity is the exponential of the mean over windows of the mean negative log-likelihood of a
 /// window's targets. kl, top1 and cosine compare logits with the sequential model's, averaged over
-/// positions. ms is the median time of one batch of windows.
+/// positions. What plans share is computed once for all of them; then each is timed alone: ms is the
+/// median time of one batch of windows, sequential model and plans taken in turns.
 #[derive(Args)]
 #[command(after_help = "Example:\n  snlp eval model.onnx --tokens val.npz --plan 6xF1 --plan '3xF2[k=2]'")]
 pub struct Eval {
@@ -56,130 +62,6 @@ pub struct Eval {
     html: Option<PathBuf>,
 }
 
-/// What was measured of one way to run the model.
-#[derive(Clone, Default)]
-pub struct Measured {
-    /// Sum over windows of the mean negative log-likelihood.
-    nll: f64,
-    windows: usize,
-    /// Distance from the sequential logits.
-    pub deviation: Deviation,
-    /// Milliseconds of each full batch.
-    times: Vec<f64>,
-}
-
-impl Measured {
-    /// Mean negative log-likelihood, in nats.
-    pub fn nll(&self) -> f64 {
-        self.nll / self.windows as f64
-    }
-
-    /// Perplexity.
-    pub fn ppl(&self) -> f64 {
-        self.nll().exp()
-    }
-
-    /// Median milliseconds of a batch; the first one pays for the preparation and is left out when
-    /// there are others.
-    pub fn ms(&self) -> f64 {
-        let mut times = self.times.get(usize::from(self.times.len() > 1)..).unwrap_or_default().to_vec();
-        times.sort_by(f64::total_cmp);
-        let middle = times.len() / 2;
-        match times.len() {
-            0 => f64::NAN,
-            n if n % 2 == 1 => times[middle],
-            _ => (times[middle - 1] + times[middle]) / 2.0,
-        }
-    }
-}
-
-/// Bytes of logits that a batch may have.
-const LOGITS_BYTES: usize = 256 << 20;
-
-/// Windows to run at once: as many as asked for, else at most 8, such that the logits of a batch stay
-/// small and there are at least two batches to time.
-pub fn batch_size(windows: &Windows, vocabulary: usize, asked: Option<usize>) -> usize {
-    let window_bytes = windows.length().saturating_mul(vocabulary).saturating_mul(4).max(1);
-    let fits = (LOGITS_BYTES / window_bytes).max(1);
-    asked.unwrap_or_else(|| windows.count().div_ceil(2).min(8).min(fits)).clamp(1, windows.count())
-}
-
-/// Runs every runner on every window; the first runner is the sequential model. Only one batch of
-/// sequential logits is kept.
-pub fn measure(
-    source: &Source,
-    runners: &[Runner],
-    windows: &Windows,
-    batch: usize,
-    ui: &Ui,
-) -> Result<Vec<Measured>, Error> {
-    let (at, logits_name) = logits_output(&source.graph)?;
-    let mut out = vec![Measured::default(); runners.len()];
-    let batches = windows.count().div_ceil(batch);
-    let bar = ui.progress((batches * runners.len()) as u64, "measuring");
-    for first in (0..windows.count()).step_by(batch) {
-        let range = first..windows.count().min(first + batch);
-        let full = range.len() == batch;
-        let feeds = token_feeds(&source.graph, &windows.batch(range.clone()))?;
-        let mut reference: Vec<f32> = Vec::new();
-        for (i, (runner, measured)) in runners.iter().zip(&mut out).enumerate() {
-            let start = Instant::now();
-            let outputs = runner.run(&feeds).map_err(|e| e.about(&source.path))?;
-            if full {
-                measured.times.push(start.elapsed().as_secs_f64() * 1e3);
-            }
-            let Some((_, tensor)) = outputs.into_iter().nth(at) else {
-                return Err(Error::new(Kind::Internal, format!("output '{logits_name}' was not computed")));
-            };
-            let logits = score(&tensor, windows, range.clone(), measured)?;
-            let vocabulary = tensor.shape().last().copied().unwrap_or(0);
-            let base = if i == 0 { &logits } else { &reference };
-            measured.deviation.add(base, &logits, vocabulary).map_err(metrics_error)?;
-            if i == 0 {
-                reference = logits;
-            }
-            bar.inc(1);
-        }
-    }
-    bar.finish_and_clear();
-    Ok(out)
-}
-
-fn metrics_error(e: snlp::language::metrics::MetricsError) -> Error {
-    Error::input("the windows do not fit the model's logits")
-        .because(e)
-        .help("token ids must come from the tokenizer that the model was trained with")
-}
-
-/// Adds the likelihood of a batch and returns its logits.
-fn score(
-    tensor: &Tensor,
-    windows: &Windows,
-    range: std::ops::Range<usize>,
-    measured: &mut Measured,
-) -> Result<Vec<f32>, Error> {
-    let &[rows, length, vocabulary] = tensor.shape() else {
-        return Err(Error::input(format!(
-            "the logits have shape {:?}, not [batch, sequence, vocabulary]",
-            tensor.shape()
-        )));
-    };
-    if rows != range.len() || length != windows.length() || vocabulary == 0 {
-        return Err(Error::input(format!(
-            "the logits have shape {:?}, but [{}, {}, vocabulary] was expected",
-            tensor.shape(),
-            range.len(),
-            windows.length()
-        )));
-    }
-    let logits = tensor.to_f32();
-    for (i, window) in range.zip(logits.chunks_exact(length * vocabulary)) {
-        measured.nll += window_nll(window, vocabulary, windows.targets(i)).map_err(metrics_error)?;
-        measured.windows += 1;
-    }
-    Ok(logits)
-}
-
 impl Eval {
     /// Runs the command.
     pub fn run(self, common: &Common, ui: &Ui) -> Result<(), Error> {
@@ -200,17 +82,17 @@ impl Eval {
         let source = Source::read(&self.model)?;
         source.require_supported()?;
         let placed = plans.iter().map(|p| source.place(p)).collect::<Result<Vec<_>, _>>()?;
-        let vocabulary = vocabulary(&source)?;
-        let batch = batch_size(&windows, vocabulary, self.batch.map(|b| b as usize));
+        let (at, name) = logits_output(&source.graph)?;
+        let batch = batch_size(&windows, vocabulary(&source)?, self.batch.map(|b| b as usize));
         // Everything about the windows is checked before a device is opened.
         check_windows(&source, &windows)?;
-        let mut graphs = vec![source.graph.clone()];
+        let mut graphs = vec![logits_only(source.graph.clone(), at)];
         for plan in &placed {
-            graphs.push(source.rewrite(plan)?.graph);
+            graphs.push(logits_only(source.rewrite(plan)?.graph, at));
         }
         let backend = Backend::open(common, ui)?;
-        let runners = backend.load(graphs).map_err(|e| e.about(&self.model))?;
-        let measured = measure(&source, &runners, &windows, batch, ui)?;
+        let mut measured = quality(&backend, &source, &graphs, name, &windows, batch, ui)?;
+        time(&backend, &source, &graphs, &windows, batch, &mut measured, ui)?;
         let (sequential, rest) =
             measured.split_first().ok_or_else(|| Error::new(Kind::Internal, "nothing measured"))?;
         let names: Vec<String> = placed.iter().map(ToString::to_string).collect();
@@ -223,18 +105,71 @@ impl Eval {
     }
 }
 
-/// Refuses windows that do not fit the model's inputs, or hold tokens that it does not have.
-pub fn check_windows(source: &Source, windows: &Windows) -> Result<(), Error> {
-    let all = windows.batch(0..windows.count());
-    let feeds = token_feeds(&source.graph, &all).and_then(|f| snlp::feeds::feeds(&source.graph, &f));
-    feeds.map(drop).map_err(|e| e.about(&source.path))
+/// The graph with its logits as its only output.
+fn logits_only(mut graph: Graph, at: usize) -> Graph {
+    graph.outputs = graph.outputs.get(at).cloned().into_iter().collect();
+    graph.remove_dead();
+    graph
 }
 
-/// Size of the last axis of the logits, as far as it is known before running.
-pub fn vocabulary(source: &Source) -> Result<usize, Error> {
-    let (at, _) = logits_output(&source.graph)?;
-    let shape = source.graph.outputs.get(at).and_then(|o| source.graph.shape(o.value));
-    Ok(shape.and_then(|s| s.last()?.known_size()).unwrap_or(1 << 16))
+/// Likelihood and distance of every graph; the first is the sequential model.
+fn quality(
+    backend: &Backend,
+    source: &Source,
+    graphs: &[Graph],
+    logits: &str,
+    windows: &Windows,
+    batch: usize,
+    ui: &Ui,
+) -> Result<Vec<Measured>, Error> {
+    let window_bytes = windows.length().saturating_mul(vocabulary(source)?).saturating_mul(4);
+    let fits = measure::LOGITS_BYTES / window_bytes.saturating_mul(batch).max(1);
+    let mut merged = Vec::new();
+    let mut names = Vec::new();
+    for part in graphs.chunks(fits.clamp(1, MERGED)) {
+        merged.push(merge(part).map_err(|e| Error::new(Kind::Internal, e.to_string()))?);
+        names.push((0..part.len()).map(|i| format!("{i}/{logits}")).collect::<Vec<_>>());
+    }
+    let runners = backend.load(merged).map_err(|e| e.about(&source.path))?;
+    let joints: Vec<Joint> =
+        runners.iter().zip(names).map(|(runner, logits)| Joint { runner, logits }).collect();
+    measure::quality(source, &joints, windows, batch, ui)
+}
+
+/// Times every graph alone, each group of plans in turns with the sequential model.
+fn time(
+    backend: &Backend,
+    source: &Source,
+    graphs: &[Graph],
+    windows: &Windows,
+    batch: usize,
+    measured: &mut [Measured],
+    ui: &Ui,
+) -> Result<(), Error> {
+    let about = |e: Error| e.about(&source.path);
+    let feeds = token_feeds(&source.graph, &windows.batch(0..batch))?;
+    let [sequential, plans @ ..] = graphs else { return Ok(()) };
+    let bar = ui.progress((plans.len().max(1) * (1 + ROUNDS)) as u64, "timing");
+    let mut of_sequential = Vec::new();
+    let mut at = 1;
+    let groups = if plans.is_empty() { vec![plans] } else { plans.chunks(MERGED).collect() };
+    for group in groups {
+        let together = std::iter::once(sequential).chain(group).cloned().collect();
+        let runners = backend.load(together).map_err(about)?;
+        let mut times = measure::times(&runners, &feeds, ROUNDS, &bar).map_err(about)?.into_iter();
+        of_sequential.extend(times.next().unwrap_or_default());
+        for times in times {
+            if let Some(m) = measured.get_mut(at) {
+                m.ms = measure::median(times);
+            }
+            at += 1;
+        }
+    }
+    bar.finish_and_clear();
+    if let Some(m) = measured.first_mut() {
+        m.ms = measure::median(of_sequential);
+    }
+    Ok(())
 }
 
 fn document(
@@ -257,8 +192,8 @@ fn document(
                 "top1": m.deviation.top1(),
                 "cosine": m.deviation.cosine(),
                 "max_abs": m.deviation.max_abs(),
-                "ms": m.ms(),
-                "speedup": sequential.ms() / m.ms(),
+                "ms": m.ms,
+                "speedup": sequential.ms / m.ms,
             })
         })
         .collect();
@@ -270,7 +205,7 @@ fn document(
             "ppl": sequential.ppl(),
             "nll": sequential.nll(),
             "tokens": windows.count() * windows.length(),
-            "ms": sequential.ms(),
+            "ms": sequential.ms,
         },
         "plans": plans,
     })
@@ -287,7 +222,7 @@ fn text(
     let mut table = Table::new(&["plan", "ppl", "vs seq", "nll", "kl", "top1", "cosine", "ms", "speed-up"])
         .right(&[1, 2, 3, 4, 5, 6, 7, 8]);
     let figures =
-        |m: &Measured| [format!("{:.3}", m.ppl()), format!("{:.4}", m.nll()), format!("{:.1}", m.ms())];
+        |m: &Measured| [format!("{:.3}", m.ppl()), format!("{:.4}", m.nll()), format!("{:.1}", m.ms)];
     let [ppl, nll, ms] = figures(sequential);
     table.row([
         "sequential".into(),
@@ -311,7 +246,7 @@ fn text(
             format!("{:.4}", m.deviation.top1()),
             format!("{:.6}", m.deviation.cosine()),
             ms,
-            format!("{:.2}x", sequential.ms() / m.ms()),
+            format!("{:.2}x", sequential.ms / m.ms),
         ]);
     }
     table.render(0)
@@ -321,30 +256,4 @@ fn text(
             windows.length(),
             backend.name()
         )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batches_stay_small_and_leave_one_to_time() {
-        let windows = |n: usize| {
-            let t = Tensor::from_vec(vec![n, 257], vec![0i64; n * 257]).expect("fits");
-            Windows::new(&t).expect("windows")
-        };
-        assert_eq!(batch_size(&windows(64), 512, None), 8);
-        assert_eq!(batch_size(&windows(4), 512, None), 2);
-        assert_eq!(batch_size(&windows(1), 512, None), 1);
-        assert_eq!(batch_size(&windows(64), 150_000, None), 1);
-        assert_eq!(batch_size(&windows(64), 512, Some(100)), 64);
-    }
-
-    #[test]
-    fn the_first_of_several_times_is_warm_up() {
-        let mut m = Measured { times: vec![100.0], ..Measured::default() };
-        assert_eq!(m.ms(), 100.0);
-        m.times.extend([3.0, 1.0]);
-        assert_eq!(m.ms(), 2.0);
-    }
 }

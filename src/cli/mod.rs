@@ -13,6 +13,7 @@ mod devices;
 mod eval;
 mod inspect;
 mod later;
+mod measure;
 mod output;
 mod run;
 mod tensors;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use snlp::compare::{Comparison, Tolerance, compare};
@@ -18,7 +17,7 @@ use snlp::source::Source;
 
 use super::Common;
 use super::backend::{Backend, Runner};
-use super::eval::{Measured, batch_size, check_windows, measure, vocabulary};
+use super::measure::{self, Joint, Measured, batch_size, check_windows, vocabulary};
 use super::ui::{self, BAD, BOLD, GOOD, Ui};
 
 /// Positions of the inputs that the evaluator runs on: it is correct, not fast.
@@ -94,15 +93,21 @@ pub fn verify(
     let (quality, timing_inputs, timed) = match windows {
         Some(w) => {
             let batch = batch_size(&w, vocabulary(source)?, None);
-            let mut measured = measure(source, &runners, &w, batch, ui)?.into_iter();
+            let (_, name) = logits_output(&source.graph)?;
+            let joint = |runner| Joint { runner, logits: vec![name.to_string()] };
+            let joints: Vec<Joint> = runners.iter().map(joint).collect();
+            let mut measured = measure::quality(source, &joints, &w, batch, ui)?.into_iter();
             let feeds = token_feeds(&source.graph, &w.batch(0..batch))?;
             let timed = format!("{batch} x {} tokens", w.length());
             (measured.next().zip(measured.next()), feeds, timed)
         }
         None => (None, inputs, format!("1 x {LENGTH} positions")),
     };
-    let ms = match &runners[..] {
-        [sequential, parallel] => times(sequential, parallel, &timing_inputs)?,
+    let bar = ui.progress(1 + ROUNDS as u64, "timing");
+    let ms = measure::times(&runners, &timing_inputs, ROUNDS, &bar)?.into_iter().map(measure::median);
+    bar.finish_and_clear();
+    let ms = match ms.collect::<Vec<_>>()[..] {
+        [sequential, parallel] => (sequential, parallel),
         _ => (f64::NAN, f64::NAN),
     };
     Ok(Verification { tolerance, backends: said, deviation, quality, ms, timed })
@@ -173,24 +178,6 @@ fn deviation(
             .map_err(|e| Error::new(Kind::Check, "the two models return different shapes").because(e))?;
     }
     Ok(out)
-}
-
-/// Median times of both, taken in turns.
-fn times(sequential: &Runner, parallel: &Runner, inputs: &[(String, Tensor)]) -> Result<(f64, f64), Error> {
-    let (mut a, mut b) = (Vec::new(), Vec::new());
-    for round in 0..=ROUNDS {
-        let (s, p) = (sequential.time(inputs, 1)?, parallel.time(inputs, 1)?);
-        // The first round pays for what later ones reuse.
-        if round > 0 {
-            a.extend(s);
-            b.extend(p);
-        }
-    }
-    let median = |mut times: Vec<Duration>| {
-        times.sort();
-        times.get(times.len() / 2).map_or(f64::NAN, |t| t.as_secs_f64() * 1e3)
-    };
-    Ok((median(a), median(b)))
 }
 
 impl OnBackend {

@@ -8,11 +8,12 @@
 //! The graph is rebuilt in order, so that every type is inferred afresh; what then depends on nothing but
 //! sizes (masks, rotary tables) is folded even where it is larger than its operands.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 
+use super::copy::copy_into;
 use super::driver::settle_bound;
 use super::{Notes, PassError};
-use crate::ir::{Bindings, Def, Dim, Graph, GraphError, Op, Symbol, Type, ValueId};
+use crate::ir::{Bindings, Dim, Graph, GraphError, Op, Symbol, Type};
 
 /// Why a graph could not be bound.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +70,10 @@ pub fn bind(graph: &Graph, bindings: &Bindings) -> Result<Graph, BindError> {
     if let Some((symbol, size)) = bindings.iter().find(|(_, n)| **n < 0) {
         return Err(BindError::Negative { symbol: symbol.name().into(), size: *size });
     }
-    let mut bound = rebuild(graph, bindings)?;
+    let mut bound = Graph::new(&graph.name);
+    for (output, value) in graph.outputs.iter().zip(copy_into(&mut bound, graph, bindings)?) {
+        bound.add_output(&output.name, value);
+    }
     settle_bound(&mut bound, &mut Notes::default())?;
     Ok(bound)
 }
@@ -86,76 +90,6 @@ fn free_symbols(graph: &Graph) -> BTreeSet<Symbol> {
         }
     }
     out
-}
-
-fn rebuild(graph: &Graph, bindings: &Bindings) -> Result<Graph, GraphError> {
-    let mut out = Graph::new(&graph.name);
-    let mut map: HashMap<ValueId, ValueId> = HashMap::new();
-    let mut names: HashMap<Symbol, Dim> = HashMap::new();
-    for v in graph.inputs() {
-        let name = graph.value(*v).name.clone().unwrap_or_default();
-        let ty = graph.ty(*v).map(|t| substituted(&mut out, t, bindings, &mut names));
-        let Some(ty) = ty else { continue };
-        map.insert(*v, out.add_input(&name, ty));
-    }
-    for id in graph.topological()? {
-        let Some(node) = graph.node(id) else { continue };
-        let op = match &node.op {
-            Op::Dims { dims, scalar } => {
-                Op::Dims { dims: dims.iter().map(|d| d.substitute(bindings)).collect(), scalar: *scalar }
-            }
-            op => op.clone(),
-        };
-        let inputs = node.inputs.iter().map(|v| v.map(|v| mapped(graph, &mut out, &mut map, v))).collect();
-        let new = out.add_node(op, inputs, node.outputs.len(), &node.name)?;
-        let results = out.node(new).map(|n| n.outputs.clone()).unwrap_or_default();
-        for (old, new) in node.outputs.iter().zip(results) {
-            map.insert(*old, new);
-            out.adopt_name_from(graph, *old, new);
-            if let (Some(ty), None) = (graph.ty(*old), out.ty(new)) {
-                let ty = substituted(&mut out, ty, bindings, &mut names);
-                out.declare_type(new, ty);
-            }
-        }
-    }
-    for output in &graph.outputs {
-        let value = mapped(graph, &mut out, &mut map, output.value);
-        out.add_output(&output.name, value);
-    }
-    Ok(out)
-}
-
-/// The new value of an old one; constants move when they are first read.
-fn mapped(graph: &Graph, out: &mut Graph, map: &mut HashMap<ValueId, ValueId>, v: ValueId) -> ValueId {
-    *map.entry(v).or_insert_with(|| {
-        let new = match &graph.value(v).def {
-            Def::Constant(tensor) => out.constant(tensor.clone()),
-            // Operands precede their readers, so only a value without a type or a maker comes here.
-            _ => match graph.ty(v) {
-                Some(ty) => out.add_input("", ty.clone()),
-                None => out.scalar(0i64),
-            },
-        };
-        out.adopt_name_from(graph, v, new);
-        new
-    })
-}
-
-/// The type with sizes for its symbols; the symbols of sizes that only the data decides get new names,
-/// since those of the old graph may clash with the new one's.
-fn substituted(out: &mut Graph, ty: &Type, bindings: &Bindings, names: &mut HashMap<Symbol, Dim>) -> Type {
-    let shape = ty
-        .shape
-        .iter()
-        .map(|d| {
-            let d = d.substitute(bindings);
-            for s in d.symbols() {
-                names.entry(s).or_insert_with(|| out.fresh_symbol());
-            }
-            d.replace(&|s| names.get(s).cloned())
-        })
-        .collect();
-    Type::new(ty.dtype, shape)
 }
 
 /// Sizes for the symbols of the inputs, from the shapes that inputs are given. Inputs that are not given

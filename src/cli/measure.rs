@@ -1,0 +1,212 @@
+//! Quality on token windows, and times, of several ways to run one model.
+
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use indicatif::ProgressBar;
+use snlp::error::{Error, Kind};
+use snlp::language::inputs::{logits_output, token_feeds};
+use snlp::language::metrics::{Deviation, MetricsError, window_nll};
+use snlp::language::windows::Windows;
+use snlp::passes::ir::Tensor;
+use snlp::source::Source;
+
+use super::backend::Runner;
+use super::ui::Ui;
+
+/// Bytes of logits that may be held at once.
+pub const LOGITS_BYTES: usize = 256 << 20;
+
+/// What was measured of one way to run the model.
+#[derive(Clone, Default)]
+pub struct Measured {
+    /// Sum over windows of the mean negative log-likelihood.
+    nll: f64,
+    windows: usize,
+    /// Distance from the sequential logits.
+    pub deviation: Deviation,
+    /// Milliseconds of a batch.
+    pub ms: f64,
+}
+
+impl Measured {
+    /// Mean negative log-likelihood, in nats.
+    pub fn nll(&self) -> f64 {
+        self.nll / self.windows as f64
+    }
+
+    /// Perplexity.
+    pub fn ppl(&self) -> f64 {
+        self.nll().exp()
+    }
+}
+
+/// A runner whose outputs of these names are logits, each of another way to run the model.
+pub struct Joint<'a> {
+    /// What runs.
+    pub runner: &'a Runner,
+    /// Names of the outputs.
+    pub logits: Vec<String>,
+}
+
+/// Windows to run at once: as many as asked for, else at most 8, such that the logits of a batch stay
+/// small.
+pub fn batch_size(windows: &Windows, vocabulary: usize, asked: Option<usize>) -> usize {
+    let window_bytes = windows.length().saturating_mul(vocabulary).saturating_mul(4).max(1);
+    let fits = (LOGITS_BYTES / window_bytes).max(1);
+    asked.unwrap_or_else(|| 8.min(fits)).clamp(1, windows.count())
+}
+
+/// Likelihood and distance of every output of `joints` on every window; the first output is the
+/// sequential model's. Only one batch of sequential logits is kept.
+pub fn quality(
+    source: &Source,
+    joints: &[Joint<'_>],
+    windows: &Windows,
+    batch: usize,
+    ui: &Ui,
+) -> Result<Vec<Measured>, Error> {
+    let count = joints.iter().map(|j| j.logits.len()).sum();
+    let mut measured = vec![Measured::default(); count];
+    let batches = windows.count().div_ceil(batch);
+    let bar = ui.progress((batches * joints.len()) as u64, "measuring");
+    for first in (0..windows.count()).step_by(batch) {
+        let range = first..windows.count().min(first + batch);
+        let feeds = token_feeds(&source.graph, &windows.batch(range.clone()))?;
+        let mut reference: Option<Vec<f32>> = None;
+        let mut places = measured.iter_mut();
+        for joint in joints {
+            let outputs = joint.runner.run(&feeds).map_err(|e| e.about(&source.path))?;
+            for (name, measured) in joint.logits.iter().zip(&mut places) {
+                let Some((_, tensor)) = outputs.iter().find(|(n, _)| n == name) else {
+                    return Err(Error::new(Kind::Internal, format!("output '{name}' was not computed")));
+                };
+                let logits = score(tensor, windows, range.clone(), measured)?;
+                let vocabulary = tensor.shape().last().copied().unwrap_or(0);
+                let base = reference.as_deref().unwrap_or(&logits);
+                measured.deviation.add(base, &logits, vocabulary).map_err(metrics_error)?;
+                reference.get_or_insert(logits);
+            }
+            bar.inc(1);
+        }
+    }
+    bar.finish_and_clear();
+    Ok(measured)
+}
+
+/// Rounds of timing stop when they have taken so long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The times of at most `rounds` forwards of each runner, taken in turns after one that is not timed;
+/// fewer, but one at least, where forwards are slow.
+pub fn times(
+    runners: &[Runner],
+    inputs: &[(String, Tensor)],
+    rounds: usize,
+    bar: &ProgressBar,
+) -> Result<Vec<Vec<Duration>>, Error> {
+    let mut times = vec![Vec::new(); runners.len()];
+    let start = Instant::now();
+    for round in 0..=rounds {
+        if round > 1 && start.elapsed() > PATIENCE {
+            break;
+        }
+        for (i, (runner, times)) in runners.iter().zip(&mut times).enumerate() {
+            let took = runner.time(inputs, 1)?;
+            // The first round pays for what later ones reuse.
+            if round > 0 {
+                times.extend(took);
+            }
+            if i > 0 {
+                bar.inc(1);
+            }
+        }
+    }
+    Ok(times)
+}
+
+/// The median in milliseconds; NaN of nothing.
+pub fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    let ms = |t: &Duration| t.as_secs_f64() * 1e3;
+    let middle = times.len() / 2;
+    match times.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => ms(&times[middle]),
+        _ => (ms(&times[middle - 1]) + ms(&times[middle])) / 2.0,
+    }
+}
+
+fn metrics_error(e: MetricsError) -> Error {
+    Error::input("the windows do not fit the model's logits")
+        .because(e)
+        .help("token ids must come from the tokenizer that the model was trained with")
+}
+
+/// Adds the likelihood of a batch and returns its logits.
+fn score(
+    tensor: &Tensor,
+    windows: &Windows,
+    range: Range<usize>,
+    measured: &mut Measured,
+) -> Result<Vec<f32>, Error> {
+    let &[rows, length, vocabulary] = tensor.shape() else {
+        return Err(Error::input(format!(
+            "the logits have shape {:?}, not [batch, sequence, vocabulary]",
+            tensor.shape()
+        )));
+    };
+    if rows != range.len() || length != windows.length() || vocabulary == 0 {
+        return Err(Error::input(format!(
+            "the logits have shape {:?}, but [{}, {}, vocabulary] was expected",
+            tensor.shape(),
+            range.len(),
+            windows.length()
+        )));
+    }
+    let logits = tensor.to_f32();
+    for (i, window) in range.zip(logits.chunks_exact(length * vocabulary)) {
+        measured.nll += window_nll(window, vocabulary, windows.targets(i)).map_err(metrics_error)?;
+        measured.windows += 1;
+    }
+    Ok(logits)
+}
+
+/// Refuses windows that do not fit the model's inputs, or hold tokens that it does not have.
+pub fn check_windows(source: &Source, windows: &Windows) -> Result<(), Error> {
+    let all = windows.batch(0..windows.count());
+    let feeds = token_feeds(&source.graph, &all).and_then(|f| snlp::feeds::feeds(&source.graph, &f));
+    feeds.map(drop).map_err(|e| e.about(&source.path))
+}
+
+/// Size of the last axis of the logits, as far as it is known before running.
+pub fn vocabulary(source: &Source) -> Result<usize, Error> {
+    let (at, _) = logits_output(&source.graph)?;
+    let shape = source.graph.outputs.get(at).and_then(|o| source.graph.shape(o.value));
+    Ok(shape.and_then(|s| s.last()?.known_size()).unwrap_or(1 << 16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_stay_small() {
+        let windows = |n: usize| {
+            let t = Tensor::from_vec(vec![n, 257], vec![0i64; n * 257]).expect("fits");
+            Windows::new(&t).expect("windows")
+        };
+        assert_eq!(batch_size(&windows(64), 512, None), 8);
+        assert_eq!(batch_size(&windows(3), 512, None), 3);
+        assert_eq!(batch_size(&windows(64), 150_000, None), 1);
+        assert_eq!(batch_size(&windows(64), 512, Some(100)), 64);
+    }
+
+    #[test]
+    fn medians() {
+        let times = |ms: &[u64]| ms.iter().map(|m| Duration::from_millis(*m)).collect::<Vec<_>>();
+        assert!(median(vec![]).is_nan());
+        assert_eq!(median(times(&[5, 1, 3])), 3.0);
+        assert_eq!(median(times(&[4, 1])), 2.5);
+    }
+}
