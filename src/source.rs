@@ -154,9 +154,10 @@ impl Source {
         })
     }
 
-    /// Elements of all weights (constants of a float type, and quantised ones of 8 bits).
+    /// Elements of all weights (constants of a float type, and quantised ones of 8 bits); scalars are none.
     pub fn parameters(&self) -> u64 {
-        let counts = |t: &Tensor| t.dtype().is_float() || matches!(t.dtype(), DType::I8 | DType::U8);
+        let weight = |d: DType| d.is_float() || matches!(d, DType::I8 | DType::U8);
+        let counts = |t: &Tensor| weight(t.dtype()) && t.len() > 1;
         constants(&self.model.graph).filter(|t| counts(t)).map(|t| t.len() as u64).sum()
     }
 

@@ -136,6 +136,9 @@ impl Session {
         let bindings = self.bindings(inputs)?;
         self.with_prepared(&bindings, |prepared| {
             prepared.feed(&ordered)?;
+            // Drivers compile at the first dispatch.
+            prepared.submit(false)?;
+            self.gpu.wait()?;
             profile(prepared)
         })
     }

@@ -113,7 +113,8 @@ def main():
         if os.path.exists(meta):
             with open(meta) as f:
                 assert json.load(f)["n_layers"] == layers, f"{model}: {layers} layers found"
-        jobs = [(plan, False, False) for plan in (PLANS[:args.plans] if args.plans else PLANS)]
+        plans = PLANS if layers >= 5 else [plan.removeprefix("s1 ") for plan in PLANS]
+        jobs = [(plan, False, False) for plan in plans[:args.plans or len(plans)]]
         jobs += [(f"{layers}xF1[k={layers}]", True, False), ("2xF2[k=2,elk=0.2]", False, True)]
         for plan, exact, inline in jobs:
             with tempfile.TemporaryDirectory() as folder:
