@@ -16,7 +16,7 @@
 
 mod reframe;
 
-pub(super) use reframe::reframed;
+pub(super) use reframe::{reframe, reframed};
 
 use super::matching::{behind_casts, binary, dtype, either, made_by, matmul, rank, unary, uniform};
 use super::sweep::sweep_first;
@@ -184,7 +184,7 @@ fn descend(graph: &Graph, v: ValueId, mut walk: Walk, depth: usize) -> Option<(W
 }
 
 /// The value as a constant factor and the rest.
-fn scaled(graph: &Graph, v: ValueId) -> Option<(ValueId, f64)> {
+pub(super) fn scaled(graph: &Graph, v: ValueId) -> Option<(ValueId, f64)> {
     let product = either(graph, v, Binary::Mul, |x, c| Some((x, uniform(graph, c)?)));
     let found = product
         .or_else(|| binary(graph, v, Binary::Div).and_then(|(x, c)| Some((x, 1.0 / uniform(graph, c)?))))?;
@@ -326,7 +326,7 @@ fn combined(
             }
             Masking::Added(v, factor) => times(graph, v, factor)?,
         };
-        let next = split(graph, next, &mask.frame, scores)?;
+        let next = reframe(graph, next, &mask.frame, scores)?;
         out = Some(match out {
             None => next,
             Some(before) if all_hard => graph.add(Op::Binary(Binary::And), &[before, next])?,
@@ -346,17 +346,6 @@ fn times(graph: &mut Graph, v: ValueId, factor: f64) -> Result<ValueId, GraphErr
             graph.add(Op::Binary(Binary::Mul), &[v, factor])
         }
         _ => Ok(v),
-    }
-}
-
-fn split(graph: &mut Graph, mask: ValueId, frame: &[Dim], scores: &[Dim]) -> Result<ValueId, GraphError> {
-    let Some(shape) = graph.shape(mask).map(<[Dim]>::to_vec) else { return Ok(mask) };
-    match reframed(&shape, frame, scores) {
-        Some(split) if split != shape => {
-            let target = graph.dims(&split)?;
-            graph.add(Op::Reshape { allow_zero: true }, &[mask, target])
-        }
-        _ => Ok(mask),
     }
 }
 

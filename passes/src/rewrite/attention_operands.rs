@@ -4,14 +4,15 @@
 //!   Attention(q, Reshape(Expand(Unsqueeze(k))), ..)     becomes  Attention(q, k, ..)      grouped heads
 //!   Attention(.., Where(c, 0, -inf))                    becomes  Attention(.., c)         bool mask
 //!   Attention(.., Expand(m))                            becomes  Attention(.., m)
+//!   Attention {scale s}(q · c, ..)                      becomes  Attention {scale s·c}(q, ..)
 //!   Attention(Reshape(q) [b,g,r,t,d], k [b,g,1,s,d], ..)  becomes  Reshape(Attention(q [b,g·r,t,d], k [b,g,s,d], ..))
 //! ```
 
-use super::attention::reframed;
+use super::attention::{reframe, reframed, scaled};
 use super::matching::{made_by, rank, uniform};
 use super::sweep::sweep_first;
 use super::{Fidelity, Notes, Pass};
-use crate::ir::{Dim, Graph, GraphError, NodeId, Op, Unary, ValueId};
+use crate::ir::{Attention, Dim, Graph, GraphError, NodeId, Op, Unary, ValueId};
 
 pub(crate) const PASS: Pass = Pass { name: "attention-operands", fidelity: Fidelity::Rounding, apply };
 
@@ -24,8 +25,22 @@ fn apply(graph: &mut Graph, notes: &mut Notes) -> Result<usize, GraphError> {
         if let Some(found) = folded(graph, id) {
             return fold(graph, id, found).map(Some);
         }
+        if let Some((op, inputs)) = unscaled(graph, id) {
+            return remade(graph, op, inputs);
+        }
         plainer_mask(graph, id)
     })
+}
+
+/// The operator with a constant factor on q or k as part of its scale.
+fn unscaled(graph: &Graph, id: NodeId) -> Option<(Op, Vec<Option<ValueId>>)> {
+    let node = graph.node(id)?;
+    let Op::Attention(attention) = node.op else { return None };
+    let (at, (x, factor)) = [0, 1].into_iter().find_map(|i| Some((i, scaled(graph, node.input(i)?)?)))?;
+    let mut inputs = node.inputs.clone();
+    inputs[at] = Some(x);
+    let scale = (f64::from(attention.scale) * factor) as f32;
+    Some((Op::Attention(Attention { scale, ..attention }), inputs))
 }
 
 /// Queries with an axis of groups, which the query heads of plain attention have no need for.
@@ -34,7 +49,8 @@ struct Folded {
     q: ValueId,
     /// The axis of size 1 of `k` and `v`.
     at: usize,
-    mask: Option<Vec<Dim>>,
+    /// Shape of the scores before and after.
+    scores: [Vec<Dim>; 2],
 }
 
 fn folded(graph: &Graph, id: NodeId) -> Option<Folded> {
@@ -48,14 +64,12 @@ fn folded(graph: &Graph, id: NodeId) -> Option<Folded> {
     if !shared(keys) || !shared(values) || graph.shape(narrow)? != merge(wide) {
         return None;
     }
-    let mask = match node.input(3) {
-        None => None,
-        Some(mask) => {
-            let scores = [&wide[..at + 2], &keys[at + 1..at + 2]].concat();
-            Some(reframed(graph.shape(mask)?, &scores, &merge(&scores))?)
-        }
-    };
-    Some(Folded { q: narrow, at, mask })
+    let before = [&wide[..at + 2], &keys[at + 1..at + 2]].concat();
+    let after = merge(&before);
+    if let Some(mask) = node.input(3) {
+        reframed(graph.shape(mask)?, &before, &after)?;
+    }
+    Some(Folded { q: narrow, at, scores: [before, after] })
 }
 
 fn fold(graph: &mut Graph, id: NodeId, found: Folded) -> Result<ValueId, GraphError> {
@@ -67,9 +81,9 @@ fn fold(graph: &mut Graph, id: NodeId, found: Folded) -> Result<ValueId, GraphEr
             *slot = Some(graph.add(Op::Squeeze { axes: vec![found.at] }, &[*v])?);
         }
     }
-    if let (Some(Some(slot)), Some(shape)) = (inputs.get_mut(3), found.mask) {
-        let target = graph.dims(&shape)?;
-        *slot = graph.add(Op::Reshape { allow_zero: true }, &[*slot, target])?;
+    if let Some(Some(mask)) = inputs.get_mut(3) {
+        let [before, after] = &found.scores;
+        *mask = reframe(graph, *mask, before, after)?;
     }
     let shape = node.outputs.first().and_then(|v| graph.shape(*v)).unwrap_or_default().to_vec();
     let made = graph.add_node(node.op, inputs, 1, &node.name)?;
@@ -174,7 +188,7 @@ fn condition(graph: &mut Graph, mask: ValueId) -> Result<Option<ValueId>, GraphE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Attention, DType, Type};
+    use crate::ir::{DType, Type};
     use crate::rewrite::testing::{cleaned, count, f32s};
     use crate::rewrite::{Dialect, lower};
 
@@ -216,5 +230,23 @@ mod tests {
                 assert_eq!(rank, 4 + lead.len(), "{lead:?} {mask:?}");
             }
         }
+    }
+
+    /// Causality beside padding is an attribute again, and so is the scale.
+    #[test]
+    fn grouped_causal_heads_survive_lowering() {
+        let mut g = Graph::new("causal");
+        let q = g.add_input("q", f32s(&[3, -1, 4, -2, 8]));
+        let k = g.add_input("k", f32s(&[3, -1, 2, -2, 8]));
+        let keep = g.add_input("keep", Type::new(DType::Bool, f32s(&[-1, 1, 1, -2]).shape));
+        let op = Attention { scale: 0.5, causal: true, window: None, softcap: None, safe: true };
+        let y = g.op(Op::Attention(op), &[q, k, k, keep]);
+        g.add_output("y", y);
+        let mut lowered = g.clone();
+        lower(&mut lowered, &Dialect::onnx(17)).unwrap();
+        let found = cleaned(&lowered);
+        crate::rewrite::testing::assert_same(&g, &found, 1e-5);
+        let ops: Vec<&Op> = found.nodes().map(|(_, n)| &n.op).collect();
+        assert!(ops.contains(&&Op::Attention(op)), "{ops:?}");
     }
 }

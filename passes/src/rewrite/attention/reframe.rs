@@ -5,7 +5,47 @@
 //!   scores [b, h, t, s] + mask [b, 1, t, s]    over [b, g, h/g, t, s]:       mask [b, 1, 1, t, s]
 //! ```
 
-use crate::ir::Dim;
+use crate::ir::{Binary, Dim, Graph, GraphError, Op, Unary, ValueId};
+
+/// How deep logic is followed.
+const DEPTH: usize = 16;
+
+/// A mask as [`reframed`] shapes it, which must be possible. Logic stays visible: its operands are reshaped
+/// instead of its result.
+pub(in crate::rewrite) fn reframe(
+    graph: &mut Graph,
+    mask: ValueId,
+    frame: &[Dim],
+    scores: &[Dim],
+) -> Result<ValueId, GraphError> {
+    reframe_to(graph, mask, frame, scores, DEPTH)
+}
+
+fn reframe_to(
+    graph: &mut Graph,
+    mask: ValueId,
+    frame: &[Dim],
+    scores: &[Dim],
+    depth: usize,
+) -> Result<ValueId, GraphError> {
+    let Some(shape) = graph.shape(mask).map(<[Dim]>::to_vec) else { return Ok(mask) };
+    let Some(target) = reframed(&shape, frame, scores).filter(|target| *target != shape) else {
+        return Ok(mask);
+    };
+    let logic =
+        |op: &Op| matches!(op, Op::Where | Op::Unary(Unary::Not) | Op::Binary(Binary::And | Binary::Or));
+    let made = graph.producing(mask).filter(|n| depth > 0 && logic(&n.op)).cloned();
+    let fits = |v: &ValueId| graph.shape(*v).is_some_and(|s| reframed(s, frame, scores).is_some());
+    if let Some(node) = made.filter(|n| n.operands().all(|v| fits(&v))) {
+        let mut operands = Vec::with_capacity(node.inputs.len());
+        for v in node.operands() {
+            operands.push(reframe_to(graph, v, frame, scores, depth - 1)?);
+        }
+        return graph.add(node.op, &operands);
+    }
+    let target = graph.dims(&target)?;
+    graph.add(Op::Reshape { allow_zero: true }, &[mask, target])
+}
 
 /// The shape under which a mask that broadcasts to scores of shape `frame` broadcasts to the same scores
 /// of shape `scores`, whose axes before the last two are regrouped. None where a reshape cannot say it.
