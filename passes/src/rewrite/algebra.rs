@@ -17,6 +17,22 @@ fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
     sweep_first(graph, |graph, id| Ok(simplified(graph, id)))
 }
 
+/// `norm(x, ones, zeros)` becomes `norm(x)`: for graphs about to run only, since layers of one class must keep
+/// their weights, whatever these are.
+pub(super) const BARE_NORMS: Pass =
+    Pass { name: "bare-norms", fidelity: Fidelity::Exact, apply: |graph, _| sweep_first(graph, bare) };
+
+fn bare(graph: &mut Graph, id: NodeId) -> Result<Option<ValueId>, GraphError> {
+    let Some(node) = graph.node(id) else { return Ok(None) };
+    let neutral = |i: usize, x: f64| node.input(i).is_none_or(|v| uniform(graph, v) == Some(x));
+    let is_norm = matches!(node.op, Op::LayerNorm { .. } | Op::RmsNorm { .. });
+    let Some(x) = node.input(0) else { return Ok(None) };
+    if !is_norm || node.operands().count() < 2 || !neutral(1, 1.0) || !neutral(2, 0.0) {
+        return Ok(None);
+    }
+    graph.add(node.op.clone(), &[x]).map(Some)
+}
+
 fn simplified(graph: &Graph, id: NodeId) -> Option<ValueId> {
     let node = graph.node(id)?;
     let result = *node.outputs.first()?;
@@ -78,6 +94,20 @@ mod tests {
         for (f, c, rank) in [(Add, 1.0, 0), (Mul, 0.0, 0), (Pow, 2.0, 0), (Mul, 1.0, 3)] {
             assert_eq!(after(&with_constant(f, c, false, rank), &PASS).1, 0, "{f:?}");
         }
+    }
+
+    #[test]
+    fn neutral_weights_of_norms_go() {
+        let norm = |scale: f32, bias: f32| {
+            let mut g = Graph::new("norm");
+            let x = g.add_input("x", f32s(&[-1, 4]));
+            let vector = |v| crate::ir::Tensor::from_vec(vec![4], vec![v; 4]).unwrap();
+            let (scale, bias) = (g.constant(vector(scale)), g.constant(vector(bias)));
+            let y = g.op(Op::LayerNorm { axis: 1, epsilon: 1e-5 }, &[x, scale, bias]);
+            g.add_output("y", y);
+            after(&g, &BARE_NORMS).1
+        };
+        assert_eq!((norm(1.0, 0.0), norm(1.0, 0.5), norm(2.0, 0.0)), (1, 0, 0));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{EXACT, Mismatch, Notes, Pass, PassError, RECOGNISERS, fold_constants};
+use super::{EXACT, Mismatch, Notes, Pass, PassError, RECOGNISERS, algebra, fold_constants};
 use crate::ir::{Graph, validate};
 
 /// Rounds after which a list that still changes something is a defect.
@@ -69,10 +69,11 @@ fn run(graph: &mut Graph, recognisers: &[Pass]) -> Result<CleanUpReport, PassErr
 
 /// The exact passes for a graph whose sizes are known.
 pub(super) fn settle_bound(graph: &mut Graph, notes: &mut Notes) -> Result<(), PassError> {
-    let passes: Vec<Pass> = EXACT
+    let mut passes: Vec<Pass> = EXACT
         .iter()
         .map(|p| if p.name == fold_constants::PASS.name { fold_constants::BOUND } else { *p })
         .collect();
+    passes.push(algebra::BARE_NORMS);
     settle(graph, &passes, &mut CleanUpReport::default(), notes)
 }
 
