@@ -133,7 +133,7 @@ impl Plan {
         Plan::default()
     }
 
-    /// Lays the plan over a chain of `layers`.
+    /// Lays the plan over a chain of `layers`. Iterations that cannot change anything are left out.
     pub fn place(&self, layers: usize) -> Result<PlacedPlan, PlanError> {
         let covered = self.segments.iter().fold(0usize, |n, s| n.saturating_add(s.layers()));
         if covered > layers {
@@ -143,7 +143,10 @@ impl Plan {
         for segment in &self.segments {
             match (segments.last_mut(), segment) {
                 (Some(Segment::Sequential(n)), Segment::Sequential(more)) => *n += more,
-                _ => segments.push(*segment),
+                (_, Segment::Parallel(p)) => {
+                    segments.push(Segment::Parallel(Parallel { iterations: p.effective_iterations(), ..*p }));
+                }
+                (_, sequential) => segments.push(*sequential),
             }
         }
         segments.retain(|s| s.layers() > 0);

@@ -58,6 +58,11 @@ impl FromStr for Plan {
         }
         let mut segments = Vec::new();
         for word in words(trimmed) {
+            if ["sequential", "auto"].contains(&word) {
+                return Err(fail(format!(
+                    "'{word}' stands alone; beside segments write sN, N sequential layers"
+                )));
+            }
             let (repeat, body) = match word.split_once('*') {
                 Some((n, body)) => (count(n).map_err(|r| fail(format!("in '{word}': {r}")))?, body),
                 None => (1, word),
@@ -107,8 +112,10 @@ impl From<String> for Reject {
 }
 
 fn count(text: &str) -> Result<usize, String> {
-    match text.trim().parse::<usize>() {
-        Ok(n) if (1..=MAX_COUNT).contains(&n) => Ok(n),
+    let digits = text.trim();
+    // Rust reads "+2" as a number.
+    match digits.parse::<usize>() {
+        Ok(n) if (1..=MAX_COUNT).contains(&n) && !digits.starts_with('+') => Ok(n),
         _ => Err(format!("'{text}' is not a count from 1 to {MAX_COUNT}")),
     }
 }
@@ -133,7 +140,13 @@ fn segment(body: &str) -> Result<Segment, Reject> {
         );
     };
     let mut parallel = Parallel::new(count(units)?, count(fused)?);
+    let mut given = Vec::new();
     for option in options.into_iter().flat_map(|o| o.split(',')).map(str::trim) {
+        let key = option.split('=').next().unwrap_or_default();
+        if given.contains(&key) {
+            return Err(format!("'{key}' is given twice").into());
+        }
+        given.push(key);
         apply(&mut parallel, option)?;
     }
     Ok(Segment::Parallel(parallel))
@@ -191,6 +204,9 @@ mod tests {
         let all = "2xF2[k=2,init=batch_fwd,surrogate=transfer,elk=0.1,avg,tap=unit]";
         assert_eq!(placed(all, 4), all);
         assert_eq!(placed("2xF2[ k=2, avg ]", 4), "2xF2[k=2,avg]");
+        // More iterations than units change nothing.
+        assert_eq!(placed("2xF1[k=3] 2xF1[k=2]", 4), "2*2xF1[k=2]");
+        assert_eq!(placed("1xF2[k=5]", 2), "1xF2");
     }
 
     #[test]
@@ -211,6 +227,14 @@ mod tests {
         assert!(error("2xF1[k=2").contains("bracket"));
         assert!(error("2xF1[elk=2]").contains("0 to 1"));
         assert!(error("2xF1[depth=2]").contains("no option"));
+        assert!(error("2xF1[k=2,k=2]").contains("'k' is given twice"));
+        assert!(error("2xF1[avg,elk=0.1,avg]").contains("'avg' is given twice"));
+        for plus in ["+2xF1", "2xF+1", "s+2", "+2*2xF1", "2xF1[k=+2]"] {
+            assert!(error(plus).contains("count"), "{plus}");
+        }
+        for alone in ["sequential 2xF1", "2xF1 sequential", "auto s1"] {
+            assert!(error(alone).contains("stands alone"), "{alone}");
+        }
         assert!(error("99999999999999999999*1xF2").contains("count"));
         for later in ["auto", "plan.toml", "2xF1[init=warm]", "2xF1[surrogate=exact]", "2xF1[kv=shared]"] {
             assert!(error(later).contains("not implemented yet"), "{later}");
