@@ -91,7 +91,7 @@ pub struct SideInput {
 pub struct Tap {
     /// The state.
     pub value: ValueId,
-    /// How many layers the state has passed.
+    /// How many layers the state has passed: a count, one more than the number of the last of them.
     pub after_layer: usize,
     /// Whether the state lies between two sub-blocks of layer `after_layer` (zero-based) instead of
     /// after a layer.

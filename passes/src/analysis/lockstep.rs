@@ -10,7 +10,10 @@ use std::collections::{HashMap, HashSet};
 use super::chain::Layer;
 use super::region::Reach;
 use super::stream::Event;
-use crate::ir::{Def, Graph, ValueId};
+use crate::ir::{Def, Graph, Node, ValueId};
+
+/// Unnamed nodes that a description passes on its way to a name.
+const STEPS: usize = 4;
 
 /// Why a rule declined, and where.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -33,9 +36,31 @@ impl Mismatch {
 pub(crate) fn describe(graph: &Graph, v: ValueId) -> String {
     match graph.producing(v) {
         Some(node) if !node.name.is_empty() => format!("node '{}'", node.name),
-        Some(node) => format!("{} {v:?}", node.op.name()),
-        None => graph.value(v).name.clone().map_or_else(|| format!("{v:?}"), |n| format!("'{n}'")),
+        Some(node) => match &graph.value(v).name {
+            Some(name) => format!("{} '{name}'", node.op.name()),
+            None => format!("{} {}", node.op.name(), origin(graph, node)).trim_end().to_string(),
+        },
+        None => graph.value(v).name.clone().map_or_else(|| "an unnamed value".into(), |n| format!("'{n}'")),
     }
+}
+
+/// What an unnamed node computes from, up to the nearest name: `of Mul of '/Slice'`.
+fn origin(graph: &Graph, node: &Node) -> String {
+    let mut text = String::new();
+    let mut node = node;
+    for _ in 0..STEPS {
+        let varying = node.operands().find(|v| graph.tensor(*v).is_none());
+        let Some(v) = varying.or_else(|| node.operands().next()) else { break };
+        let before = graph.producing(v);
+        let name = before.map(|n| &n.name).filter(|n| !n.is_empty()).or(graph.value(v).name.as_ref());
+        if let Some(name) = name {
+            return text + &format!("of '{name}'");
+        }
+        let Some(before) = before else { break };
+        text += &format!("of {} ", before.op.name());
+        node = before;
+    }
+    text
 }
 
 /// Whether `a` and `b` are of one class; if not, the first difference.
@@ -136,5 +161,31 @@ impl Lockstep<'_> {
         }
         stack.extend(m.inputs.iter().zip(&n.inputs).filter_map(|(p, q)| Some(((*p)?, (*q)?))));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{Binary, DType, Dim, Op, Tensor, Type, Unary};
+
+    #[test]
+    fn what_has_no_name_is_told_by_its_operator_and_a_name_nearby() {
+        let mut g = Graph::new("g");
+        let x = g.add_input("x", Type::new(DType::F32, vec![Dim::symbol("t")]));
+        let named = g.add_named("/Exp", Op::Unary(Unary::Exp), &[x]).unwrap();
+        let two = g.constant(Tensor::scalar(2f32));
+        let twice = g.add(Op::Binary(Binary::Mul), &[two, named]).unwrap();
+        let neg = g.add(Op::Unary(Unary::Neg), &[twice]).unwrap();
+        let of_input = g.add(Op::Unary(Unary::Neg), &[x]).unwrap();
+        let of_constant = g.add(Op::Unary(Unary::Neg), &[two]).unwrap();
+        assert_eq!(describe(&g, x), "'x'");
+        assert_eq!(describe(&g, named), "node '/Exp'");
+        assert_eq!(describe(&g, twice), "Mul of '/Exp'");
+        assert_eq!(describe(&g, neg), "Neg of Mul of '/Exp'");
+        assert_eq!(describe(&g, of_input), "Neg of 'x'");
+        assert_eq!(describe(&g, of_constant), "Neg");
+        g.set_name(neg, "sin");
+        assert_eq!(describe(&g, neg), "Neg 'sin'");
     }
 }
