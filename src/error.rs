@@ -7,6 +7,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::path::Path;
 
+use crate::text::{escaped, sentence};
+
 /// What went wrong in general; decides the exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -126,15 +128,21 @@ impl Error {
         out
     }
 
-    /// The error as text: the chain on indented lines, then the remedy.
+    /// The error as text: the chain on indented lines, then the remedy. Whatever the parts quote, it can
+    /// neither move the cursor nor begin a line of its own; causes quote no paths and are shortened.
     pub fn report(&self) -> String {
+        let lines = |part: &str| part.trim_end().lines().map(escaped).collect::<Vec<_>>().join("\n  ");
         let mut text = String::new();
         for (i, part) in self.chain().iter().enumerate() {
-            let part = part.trim_end().replace('\n', "\n  ");
-            text += &if i == 0 { part } else { format!("\n  because: {part}") };
+            text += &match (i, self.kind) {
+                (0, _) => lines(part),
+                // Of a defect everything is of use; compilers of shaders write several lines.
+                (_, Kind::Internal) => format!("\n  because: {}", lines(part)),
+                _ => format!("\n  because: {}", sentence(part.trim_end())),
+            };
         }
         if let Some(help) = &self.help {
-            text += &format!("\n  help: {help}");
+            text += &format!("\n  help: {}", lines(help));
         }
         text
     }
@@ -169,6 +177,15 @@ mod tests {
         let e = Error::input("model.onnx: cannot be read").because(Outer(Inner)).help("fix it");
         assert_eq!(e.report(), "model.onnx: cannot be read\n  because: node 'a': rank 3\n  help: fix it");
         assert_eq!(e.kind().exit_code(), 3);
+    }
+
+    #[test]
+    fn quoted_text_stays_on_its_line() {
+        let e = Error::input("one\ntwo \x1b[31m").because(format!("node 'a\nb{}'", "-".repeat(500)));
+        let report = e.report();
+        assert!(report.starts_with("one\n  two \\u{1b}[31m\n  because: node 'a\\nb--"), "{report}");
+        assert_eq!(report.lines().count(), 3);
+        assert!(report.len() < 250, "{report}");
     }
 
     #[test]

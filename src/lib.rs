@@ -9,12 +9,14 @@
 pub mod compare;
 pub mod error;
 pub mod feeds;
+pub mod files;
 pub mod language;
 pub mod npz;
 pub mod onnx;
 pub mod samples;
 pub mod source;
 pub mod summary;
+pub mod text;
 
 pub use snlp_passes as passes;
 pub use snlp_runtime as runtime;

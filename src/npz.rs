@@ -4,7 +4,6 @@
 //! dense, row-major and little-endian. Sizes are checked against the data before anything is allocated
 //! for them.
 
-use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
@@ -12,6 +11,8 @@ use std::path::{Path, PathBuf};
 use npyz::npz::{NpzArchive, file_name_from_array_name};
 use npyz::{Endianness, NpyHeader, Order, TypeChar};
 use snlp_passes::ir::{DType, Tensor, element_count};
+
+use crate::files;
 
 /// Why an array file could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +48,7 @@ pub enum NpzError {
 
 /// Reads all arrays of an archive, in the archive's order.
 pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, NpzError> {
-    let file = File::open(path).map_err(|source| NpzError::Io { path: path.into(), source })?;
+    let file = files::open(path).map_err(|source| NpzError::Io { path: path.into(), source })?;
     let format = |e: io::Error| NpzError::Format {
         path: path.into(),
         reason: format!("not an .npz archive ({e}); write one with numpy.savez"),
@@ -68,7 +69,7 @@ pub fn read_npz(path: &Path) -> Result<Vec<(String, Tensor)>, NpzError> {
 
 /// Reads a single array.
 pub fn read_npy(path: &Path) -> Result<Tensor, NpzError> {
-    let file = File::open(path).map_err(|source| NpzError::Io { path: path.into(), source })?;
+    let file = files::open(path).map_err(|source| NpzError::Io { path: path.into(), source })?;
     read_array(&mut BufReader::new(file)).map_err(|reason| NpzError::Format { path: path.into(), reason })
 }
 
@@ -214,6 +215,7 @@ fn write_array(out: &mut dyn Write, tensor: &Tensor) -> io::Result<()> {
 mod tests {
     use super::*;
     use half::f16;
+    use std::fs::File;
 
     fn write(path: &Path, arrays: &[(&str, &Tensor)]) {
         write_npz(File::create(path).expect("created"), arrays.iter().copied()).expect("written");

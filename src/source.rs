@@ -9,7 +9,8 @@ use snlp_passes::plan::{PlacedPlan, Plan, PlanError};
 use snlp_passes::rewrite::{CleanUpReport, Parallelized, clean_up, parallelize};
 
 use crate::error::{Error, Kind};
-use crate::onnx::{ErrorKind, Model, OnnxError};
+use crate::onnx::{ErrorKind, Model, NEWEST_IR, OnnxError};
+use crate::text;
 
 /// Keys that a converted model carries.
 pub mod metadata {
@@ -54,6 +55,26 @@ impl Source {
         Ok(Source { path: path.into(), model, graph, clean_up, chain })
     }
 
+    /// The files that the model was read from, each with what it is.
+    pub fn files(&self) -> Vec<(&str, &Path)> {
+        let weights = |p| ("a file of the model's own weights", PathBuf::as_path(p));
+        let files = self.model.info.data_files.iter().map(weights);
+        std::iter::once(("the model itself", self.path.as_path())).chain(files).collect()
+    }
+
+    /// What people should know about a model that is read all the same.
+    pub fn notices(&self) -> Vec<String> {
+        let version = self.model.info.ir_version;
+        if version <= NEWEST_IR {
+            return vec![];
+        }
+        vec![format!(
+            "{}: IR version {version} is newer than {NEWEST_IR}, the newest known; \
+             what it adds is not understood",
+            self.path.display()
+        )]
+    }
+
     /// The value of a metadata key.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.model.info.metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
@@ -92,8 +113,8 @@ impl Source {
         let list: Vec<String> = found
             .iter()
             .map(|(op, (n, first))| match n {
-                1 => format!("{op} (node '{first}')"),
-                n => format!("{op} ({n} nodes, first '{first}')"),
+                1 => format!("{} (node '{}')", text::name(op), text::name(first)),
+                n => format!("{} ({n} nodes, first '{}')", text::name(op), text::name(first)),
             })
             .collect();
         Err(Error::input(format!("{}: unsupported operators: {}", self.path.display(), list.join(", ")))
@@ -107,8 +128,9 @@ impl Source {
     pub fn chain(&self) -> Result<&Chain, Error> {
         if let Some(plan) = self.converted().filter(|_| self.is_rewritten()) {
             return Err(Error::input(format!(
-                "{}: the model is converted already, with plan '{plan}'",
-                self.path.display()
+                "{}: the model is converted already, with plan '{}'",
+                self.path.display(),
+                text::name(plan)
             ))
             .help("apply plans to the original model"));
         }
@@ -116,11 +138,11 @@ impl Source {
             if let Err(unsupported) = self.require_supported() {
                 return unsupported;
             }
-            let place = if stopped.at.is_empty() { String::new() } else { format!(" at '{}'", stopped.at) };
+            let place = if stopped.at.is_empty() { String::new() } else { format!(" at {}", stopped.at) };
             Error::input(format!(
-                "{}: the model has no chain of layers: {}{place}",
+                "{}: the model has no chain of layers: {}",
                 self.path.display(),
-                stopped.reason
+                text::sentence(&format!("{}{place}", stopped.reason))
             ))
             .help("layer-parallelism needs a stack of residual layers; 'snlp inspect --explain' says more")
         })
@@ -136,7 +158,7 @@ impl Source {
                 if self.is_rewritten() { 0 } else { self.chain.as_ref().map_or(0, |c| c.layers.len()) };
             return plan.place(layers).map_err(plan_error);
         }
-        plan.place(self.chain()?.layers.len()).map_err(plan_error)
+        plan.place(self.chain()?.layers.len()).map_err(|e| plan_error(e).about(&self.path))
     }
 
     /// The layer-parallel graph of a placed plan.
@@ -189,22 +211,18 @@ pub fn plan_error(e: PlanError) -> Error {
     match &e {
         PlanError::Syntax { .. } => Error::usage(e.to_string())
             .help("a plan is 'sequential' or segments such as 's8 12xF2[k=2]'; see 'snlp --help'"),
-        PlanError::NotYet { .. } => Error::input(e.to_string()),
+        PlanError::NotYet { .. } => {
+            Error::input(e.to_string()).help("README.md lists the parts of the plan language that work")
+        }
         PlanError::TooManyLayers { .. } => {
             Error::input(e.to_string()).help("use fewer or smaller units; 'snlp inspect' shows the layers")
         }
     }
 }
 
-/// What an error about a model file becomes. A model that is there but whose external data is not is
-/// invalid; everything else that the system refuses is I/O.
+/// What an error about a model file becomes.
 pub fn onnx_error(e: OnnxError, model: &Path) -> Error {
-    let of_model = e.path().is_none_or(|p| p == model);
-    let kind = match e.kind() {
-        ErrorKind::Io if of_model || !model.exists() => Kind::Io,
-        ErrorKind::Io if e.path().is_some_and(Path::exists) => Kind::Io,
-        _ => Kind::Input,
-    };
+    let kind = if e.kind() == ErrorKind::Io { Kind::Io } else { Kind::Input };
     let mut text = e.to_string();
     if let Some(remedy) = e.remedy_text()
         && let Some(stripped) = text.strip_suffix(&format!(" ({remedy})"))
@@ -215,7 +233,7 @@ pub fn onnx_error(e: OnnxError, model: &Path) -> Error {
     let message = if named { text } else { format!("{}: {text}", model.display()) };
     let help = match (e.remedy_text(), kind) {
         (Some(remedy), _) => remedy.to_string(),
-        (None, Kind::Io) => "check the path and its permissions".into(),
+        (None, Kind::Io) => "check the path, its permissions and the space left on the device".into(),
         (None, _) => "export the model again, and check it with onnx.checker".into(),
     };
     let error = Error::new(kind, message).help(help);

@@ -7,6 +7,7 @@ use snlp::error::{Error, Kind};
 use snlp::passes::ir::{Graph, Tensor};
 use snlp::runtime::schedule::{Options, WeightDtype};
 use snlp::runtime::{AdapterChoice, Gpu, RuntimeError, Session, StepTime, adapters};
+use snlp::text::sentence;
 
 use super::args::{BackendChoice, Common, DTypeChoice};
 use super::ui::Ui;
@@ -192,7 +193,7 @@ pub fn runtime_error(e: RuntimeError) -> Error {
     };
     let message = match &e {
         E::Schedule(_) | E::Kernel(_) => "the model cannot be run on this device".to_string(),
-        other => other.to_string(),
+        other => sentence(&other.to_string()),
     };
     Error::new(kind, message).because(e).help(help)
 }

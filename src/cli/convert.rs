@@ -4,18 +4,19 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::{Value, json};
-use snlp::error::{Error, Kind};
-use snlp::onnx::{Model, WriteOptions};
+use snlp::error::Error;
+use snlp::files::same;
+use snlp::onnx::{Model, WriteOptions, data_file};
 use snlp::passes::plan::PlacedPlan;
 use snlp::source::{Source, metadata, onnx_error, parse_plan};
 use snlp::summary::{ChainSummary, Figures};
 
-use super::Common;
 use super::inspect::text::{figure_table, units};
-use super::output::write_text;
+use super::output::{check_outputs, write_text};
 use super::tensors::read_windows;
 use super::ui::{self, BOLD, Ui, bytes};
 use super::verify::{self, Verification};
+use super::{Common, read_model};
 
 /// Write the layer-parallel ONNX model
 ///
@@ -26,7 +27,7 @@ use super::verify::{self, Verification};
 pub struct Convert {
     /// The .onnx file to convert
     model: PathBuf,
-    /// The .onnx file to write; must not be the model
+    /// The .onnx file to write; must not be a file that is read
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// The plan
@@ -68,13 +69,12 @@ impl Convert {
     /// Runs the command.
     pub fn run(self, common: &Common, ui: &Ui) -> Result<(), Error> {
         let plan = parse_plan(&self.plan)?;
-        refuse_same(&self.model, &self.output)?;
-        let source = Source::read(&self.model)?;
+        let source = read_model(&self.model, ui)?;
+        self.check_files(&source)?;
         if source.is_rewritten() {
             source.chain()?;
         }
         let placed = source.place(&plan)?;
-        self.keep_external_data(&source)?;
         let windows = self.tokens.as_deref().map(read_windows).transpose()?;
         let graph = source.rewrite(&placed)?.graph;
 
@@ -84,8 +84,13 @@ impl Convert {
         let rewritten = Figures::of(&graph, depth.map(|_| placed.sequential_depth()));
         let model = Model { graph: graph.clone(), info: self.info(&source, &placed, &chain, &original) };
         let options = WriteOptions { inline: self.inline, external_data: self.external_data };
-        let written = model.write(&self.output, &options).map_err(|e| onnx_error(e, &self.output))?.bytes;
+        let old_data = self.old_data();
+        let written = model.write(&self.output, &options).map_err(|e| onnx_error(e, &self.output))?;
         drop(model);
+        if let (Some(data), None) = (old_data, &written.data) {
+            // A file that cannot be removed does no harm.
+            let _ = std::fs::remove_file(data);
+        }
 
         let verification = match self.verify {
             true => Some(verify::verify(&source, &graph, &self.output, windows, common, ui)?),
@@ -94,7 +99,7 @@ impl Convert {
         let done = Done {
             source: &source,
             output: &self.output,
-            written,
+            written: written.bytes,
             plan: placed,
             chain,
             original,
@@ -117,27 +122,24 @@ impl Convert {
         }
     }
 
-    /// Refuses to replace the file that holds the model's own weights.
-    fn keep_external_data(&self, source: &Source) -> Result<(), Error> {
-        let mut name = self.output.file_name().unwrap_or_default().to_os_string();
-        name.push(".data");
-        let data = self.output.with_file_name(&name);
-        let weights = |t: &snlp::passes::ir::Tensor| t.byte_len() as u64;
-        let graph = &source.model.graph;
-        let inside: u64 = graph.values().filter_map(|(v, _)| graph.tensor(v)).map(weights).sum();
-        let file = std::fs::metadata(&source.path).map_or(0, |m| m.len());
-        let folder = |p: &Path| p.canonicalize().ok().and_then(|p| p.parent().map(Path::to_path_buf));
-        if inside <= file || !data.exists() || folder(&data) != folder(&source.path) {
-            return Ok(());
-        }
-        // Weights lie outside of the model: its text names the files that hold them.
-        let text = std::fs::read(&source.path).map_err(|e| Error::io("read", &source.path, e))?;
-        let name = name.to_string_lossy();
-        if text.windows(name.len()).any(|w| w == name.as_bytes()) {
-            return Err(Error::usage(format!("'{}' may hold the model's own weights", data.display()))
-                .help("write to another folder, or under another name"));
-        }
-        Ok(())
+    /// Refuses to write over what is read. The data file counts also where weights stay inside: what lies
+    /// there may be removed.
+    fn check_files(&self, source: &Source) -> Result<(), Error> {
+        let data = data_file(&self.output);
+        let mut outputs = vec![("-o", self.output.as_path()), ("the data file of -o", &data)];
+        outputs.extend(self.report.as_deref().map(|p| ("--report", p)));
+        let mut inputs = source.files();
+        inputs.extend(self.tokens.as_deref().map(|p| ("the file of --tokens", p)));
+        check_outputs(&outputs, &inputs, None)
+    }
+
+    /// The data file of the model that stands at the output's place, when an earlier conversion wrote
+    /// both: without that model it is of no use.
+    fn old_data(&self) -> Option<PathBuf> {
+        let data = data_file(&self.output);
+        let old = data.is_file().then(|| Model::read(&self.output).ok())??;
+        let ours = old.info.metadata.iter().any(|(key, _)| key == metadata::VERSION);
+        (ours && old.info.data_files.iter().any(|file| same(file, &data))).then_some(data)
     }
 
     /// What the file says of itself: as the original, and how it came about.
@@ -165,37 +167,6 @@ impl Convert {
     }
 }
 
-/// Refuses to write over the model that is read, however the path is spelt.
-fn refuse_same(model: &Path, output: &Path) -> Result<(), Error> {
-    let same = match (model.canonicalize(), output.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b || same_inode(&a, &b),
-        _ => false,
-    };
-    if same {
-        return Err(Error::usage(format!("'{}' is the model itself", output.display()))
-            .help("write to another file: the original is needed to measure what conversion costs"));
-    }
-    if output.is_dir() {
-        return Err(Error::new(Kind::Io, format!("'{}' is a folder", output.display()))
-            .help("give the name of an .onnx file"));
-    }
-    Ok(())
-}
-
-#[cfg(unix)]
-fn same_inode(a: &Path, b: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (a.metadata(), b.metadata()) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
-}
-
-#[cfg(not(unix))]
-fn same_inode(_: &Path, _: &Path) -> bool {
-    false
-}
-
 impl Done<'_> {
     fn json(&self) -> Value {
         let mut out = json!({
@@ -216,9 +187,9 @@ impl Done<'_> {
     fn text(&self) -> String {
         let mut out = format!(
             "{BOLD}converted{BOLD:#}    {} ({}) to {} ({})\n",
-            self.source.path.display(),
+            ui::path(&self.source.path),
             bytes(self.source.bytes()),
-            self.output.display(),
+            ui::path(self.output),
             bytes(self.written)
         );
         out += &format!("{BOLD}plan{BOLD:#}         {}\n", self.plan);

@@ -21,6 +21,7 @@ mod ui;
 mod verify;
 
 use std::panic::{self, AssertUnwindSafe};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 
@@ -28,6 +29,7 @@ use clap::{Parser, Subcommand};
 
 pub use args::Common;
 use snlp::error::{Error, Kind};
+use snlp::source::Source;
 use ui::Ui;
 
 /// Make Transformers layer-parallel: read an ONNX model, find its chain of layers, rewrite it after a
@@ -89,6 +91,13 @@ impl Command {
             Command::Bench(_) => Err(Error::not_yet("snlp bench")),
         }
     }
+}
+
+/// Reads a model and says what there is to notice about it.
+fn read_model(path: &Path, ui: &Ui) -> Result<Source, Error> {
+    let source = Source::read(path)?;
+    source.notices().iter().for_each(|text| ui.notice(text));
+    Ok(source)
 }
 
 /// Where the last panic happened, for the report.

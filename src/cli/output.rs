@@ -1,10 +1,45 @@
-//! Files written whole or not at all.
+//! Files written whole or not at all, and never over what the command reads.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use snlp::error::Error;
+use snlp::error::{Error, Kind};
+use snlp::files::{same, stage, target};
+
+/// Refuses outputs, each with the option that names it, that are one of the files that the command reads
+/// or one another. `text` is the option that may be `-`, the standard output.
+pub fn check_outputs(
+    outputs: &[(&str, &Path)],
+    inputs: &[(&str, &Path)],
+    text: Option<&str>,
+) -> Result<(), Error> {
+    for (i, (option, path)) in outputs.iter().enumerate() {
+        let shown = path.display();
+        if *path == Path::new("-") {
+            if text == Some(option) {
+                continue;
+            }
+            return Err(Error::usage(format!("{option} cannot write to the standard output"))
+                .help("name a file; './-' is one called '-'"));
+        }
+        if let Some((what, _)) = inputs.iter().find(|(_, input)| same(path, input)) {
+            return Err(Error::usage(format!("{option} '{shown}' is {what}"))
+                .help("write to another file: what a command reads is never written over"));
+        }
+        // Several outputs may go to one device, such as /dev/null.
+        let device = path.metadata().is_ok_and(|m| !m.is_file());
+        if let Some((other, _)) = outputs[..i].iter().find(|(_, o)| !device && same(path, o)) {
+            return Err(Error::usage(format!("{option} '{shown}' is the file of {other} too"))
+                .help("give each output a file of its own"));
+        }
+        if path.is_dir() {
+            return Err(Error::new(Kind::Io, format!("{option} '{shown}' is a folder"))
+                .help("give the name of a file"));
+        }
+    }
+    Ok(())
+}
 
 /// Fills a file through `write`. A regular file appears (or is replaced) in one step after everything
 /// is written, so a failure leaves it as it was; a device or pipe is written to directly.
@@ -14,27 +49,15 @@ pub fn write_atomic(
 ) -> Result<(), Error> {
     let fail = |e| Error::io("write", path, e);
     // Through a link to the file behind it, so that the link stays one.
-    let target: PathBuf = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let target = target(path);
     if target.metadata().is_ok_and(|m| !m.is_file()) {
         let mut file = BufWriter::new(File::options().write(true).open(&target).map_err(fail)?);
         return write(&mut file).and_then(|()| file.flush()).map_err(fail);
     }
-    let folder = match target.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".snlp-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = target.metadata().map_or(0o666, |m| m.permissions().mode() & 0o777);
-        builder.permissions(std::fs::Permissions::from_mode(mode));
-    }
-    let temporary = builder.tempfile_in(folder).map_err(fail)?;
-    let mut file = BufWriter::new(temporary);
+    let temporary = stage(&target).map_err(fail)?;
+    let mut file = BufWriter::new(temporary.as_file());
     write(&mut file).and_then(|()| file.flush()).map_err(fail)?;
-    let temporary = file.into_inner().map_err(|e| fail(e.into_error()))?;
+    drop(file);
     temporary.persist(&target).map_err(|e| fail(e.error))?;
     Ok(())
 }

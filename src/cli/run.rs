@@ -1,21 +1,23 @@
 //! `snlp run`: a model on raw tensors.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use snlp::compare::{Comparison, Tolerance, compare};
+use snlp::compare::{CompareError, Comparison, Tolerance, compare};
 use snlp::error::{Error, Kind};
 use snlp::feeds::feeds;
 use snlp::passes::ir::{DType, Tensor};
 use snlp::runtime::StepTime;
 use snlp::source::{Source, parse_plan};
+use snlp::text;
 
 use super::backend::Backend;
+use super::output::check_outputs;
 use super::tensors::{NamedFile, read_archive, read_inputs, write_archive};
 use super::ui::{self, BAD, GOOD, Table, Ui};
-use super::{Common, args::DTypeChoice};
+use super::{Common, args::DTypeChoice, read_model};
 
 /// Execute a model on raw tensors, and compare its outputs with expected ones
 ///
@@ -78,14 +80,27 @@ impl From<ToleranceChoice> for Tolerance {
 struct Outcome {
     name: String,
     tensor: Tensor,
-    check: Option<(Tolerance, Comparison)>,
+    check: Option<Check>,
+}
+
+/// An output against what was expected.
+struct Check {
+    tolerance: Tolerance,
+    found: Result<Comparison, CompareError>,
+}
+
+impl Check {
+    fn ok(&self) -> bool {
+        self.found.as_ref().is_ok_and(Comparison::ok)
+    }
 }
 
 impl Run {
     /// Runs the command.
     pub fn run(self, common: &Common, ui: &Ui) -> Result<(), Error> {
         let plan = self.plan.as_deref().map(parse_plan).transpose()?;
-        let source = Source::read(&self.model)?;
+        let source = read_model(&self.model, ui)?;
+        self.check_files(&source)?;
         let graph = match &plan {
             Some(plan) => source.rewrite(&source.place(plan)?)?.graph,
             None => source.graph.clone(),
@@ -94,56 +109,75 @@ impl Run {
         let given = read_inputs(self.inputs.as_deref(), &self.input)?;
         let about = |e: Error| e.about(&self.model);
         let inputs = feeds(&source.graph, &given).map_err(about)?;
-        let expected = self.expect.as_deref().map(read_archive).transpose()?;
+        let expected = self.expect.as_deref().map(|path| read_expected(path, &source)).transpose()?;
         let half = common.dtype == Some(DTypeChoice::F16) || has_half(&source);
         drop(source);
 
-        let runner = Backend::open(common, ui)?.load_one(graph).map_err(about)?;
+        let backend = Backend::open(common, ui)?;
+        let runner = backend.load_one(graph).map_err(about)?;
         let outputs = runner.run(&inputs).map_err(about)?;
         if let Some(path) = &self.outputs {
             write_archive(path, &outputs)?;
         }
-        let outcomes = self.check(outputs, expected.as_deref(), half)?;
+        let outcomes = self.check(outputs, &expected.unwrap_or_default(), half);
         let steps = if self.profile { Some(runner.profile(&inputs)?) } else { None };
         if self.json {
-            ui::print_json(&document(&outcomes, steps.as_deref()))?;
+            ui::print_json(&document(&backend.name(), &outcomes, steps.as_deref()))?;
         } else {
-            ui::print(&text(&outcomes, steps.as_deref()))?;
+            ui::print(&report(&outcomes, steps.as_deref()))?;
         }
         verdict(&outcomes)
+    }
+
+    /// Refuses to write over what is read.
+    fn check_files(&self, source: &Source) -> Result<(), Error> {
+        let outputs: Vec<_> = self.outputs.iter().map(|p| ("--outputs", p.as_path())).collect();
+        let mut inputs = source.files();
+        inputs.extend(self.inputs.as_deref().map(|p| ("the file of --inputs", p)));
+        inputs.extend(self.input.iter().map(|i| ("a file of --input", i.path.as_path())));
+        inputs.extend(self.expect.as_deref().map(|p| ("the file of --expect", p)));
+        check_outputs(&outputs, &inputs, None)
     }
 
     fn check(
         &self,
         outputs: Vec<(String, Tensor)>,
-        expected: Option<&[(String, Tensor)]>,
+        expected: &[(String, Tensor)],
         half: bool,
-    ) -> Result<Vec<Outcome>, Error> {
-        let expected = expected.unwrap_or_default();
-        if let Some((name, _)) = expected.iter().find(|(n, _)| !outputs.iter().any(|(o, _)| o == n)) {
-            let names: Vec<&str> = outputs.iter().map(|(n, _)| n.as_str()).collect();
-            return Err(Error::input(format!("--expect has '{name}', which the model does not return"))
-                .help(format!("the model's outputs are {}", names.join(", "))));
-        }
-        let mut outcomes = Vec::new();
-        for (name, tensor) in outputs {
-            let check = match expected.iter().find(|(n, _)| *n == name) {
-                None => None,
-                Some((_, e)) => {
-                    let default =
-                        if half || e.dtype() == DType::F16 { Tolerance::Loose } else { Tolerance::Close };
-                    let tolerance = self.tolerance.map_or(default, Tolerance::from);
-                    let found = compare(&tensor, e, tolerance).map_err(|e| {
-                        Error::new(Kind::Check, format!("output '{name}' {e}"))
-                            .help("the expected outputs belong to other inputs or another model")
-                    })?;
-                    Some((tolerance, found))
-                }
-            };
-            outcomes.push(Outcome { name, tensor, check });
-        }
-        Ok(outcomes)
+    ) -> Vec<Outcome> {
+        let check = |name: &str, tensor: &Tensor| {
+            let (_, e) = expected.iter().find(|(n, _)| n == name)?;
+            let default = if half || e.dtype() == DType::F16 { Tolerance::Loose } else { Tolerance::Close };
+            let tolerance = self.tolerance.map_or(default, Tolerance::from);
+            Some(Check { tolerance, found: compare(tensor, e, tolerance) })
+        };
+        let outcome =
+            |(name, tensor): (String, Tensor)| Outcome { check: check(&name, &tensor), name, tensor };
+        outputs.into_iter().map(outcome).collect()
     }
+}
+
+/// The arrays of `--expect`: some, and each one an output of the model.
+fn read_expected(path: &Path, source: &Source) -> Result<Vec<(String, Tensor)>, Error> {
+    let expected = read_archive(path)?;
+    let outputs: Vec<&str> = source.graph.outputs.iter().map(|o| o.name.as_str()).collect();
+    let refuse = |what: String| {
+        let names: Vec<String> = outputs.iter().map(|n| text::name(n)).collect();
+        Err(Error::input(format!("'{}' (--expect) {what}", path.display()))
+            .help(format!("the model's outputs are {}", names.join(", "))))
+    };
+    if expected.is_empty() {
+        return refuse("holds no arrays".into());
+    }
+    for (i, (name, _)) in expected.iter().enumerate() {
+        if !outputs.contains(&name.as_str()) {
+            return refuse(format!("has '{}', which the model does not return", text::name(name)));
+        }
+        if expected[..i].iter().any(|(n, _)| n == name) {
+            return refuse(format!("has '{}' twice", text::name(name)));
+        }
+    }
+    Ok(expected)
 }
 
 /// Whether weights of the model are f16 or bf16.
@@ -164,7 +198,7 @@ fn number(x: f64) -> Value {
     if x.is_finite() { json!(x) } else { Value::Null }
 }
 
-fn document(outcomes: &[Outcome], steps: Option<&[StepTime]>) -> Value {
+fn document(device: &str, outcomes: &[Outcome], steps: Option<&[StepTime]>) -> Value {
     let outputs: Vec<Value> = outcomes
         .iter()
         .map(|o| {
@@ -174,27 +208,15 @@ fn document(outcomes: &[Outcome], steps: Option<&[StepTime]>) -> Value {
                 "shape": o.tensor.shape(),
                 "sha256": sha256(&o.tensor),
             });
-            if let Some((tolerance, c)) = &o.check {
-                entry["tolerance"] = json!(tolerance.to_string());
-                entry["max_abs"] = number(c.max_abs);
-                entry["max_rel"] = number(c.max_rel);
-                entry["ok"] = json!(c.ok());
-                entry["outliers"] = json!(c.outliers);
-                if let Some(first) = &c.first {
-                    entry["first_outlier"] = json!({
-                        "index": first.index,
-                        "actual": number(first.actual),
-                        "expected": number(first.expected),
-                        "allowed": number(first.allowed),
-                    });
-                }
+            if let Some(check) = &o.check {
+                check_json(check, &mut entry);
             }
             entry
         })
         .collect();
-    let mut document = json!({ "outputs": outputs });
+    let mut document = json!({ "device": device, "outputs": outputs });
     if outcomes.iter().any(|o| o.check.is_some()) {
-        document["ok"] = json!(outcomes.iter().all(|o| o.check.as_ref().is_none_or(|(_, c)| c.ok())));
+        document["ok"] = json!(agree(outcomes));
     }
     if let Some(steps) = steps {
         document["kernels"] = kernels(steps)
@@ -205,7 +227,37 @@ fn document(outcomes: &[Outcome], steps: Option<&[StepTime]>) -> Value {
     document
 }
 
-fn text(outcomes: &[Outcome], steps: Option<&[StepTime]>) -> String {
+fn check_json(check: &Check, entry: &mut Value) {
+    entry["tolerance"] = json!(check.tolerance.to_string());
+    entry["ok"] = json!(check.ok());
+    match &check.found {
+        Ok(c) => {
+            entry["max_abs"] = number(c.max_abs);
+            entry["max_rel"] = number(c.max_rel);
+            entry["outliers"] = json!(c.outliers);
+            if let Some(first) = &c.first {
+                entry["first_outlier"] = json!({
+                    "index": first.index,
+                    "actual": number(first.actual),
+                    "expected": number(first.expected),
+                    "allowed": number(first.allowed),
+                });
+            }
+        }
+        Err(mismatch) => {
+            entry["max_abs"] = Value::Null;
+            entry["max_rel"] = Value::Null;
+            entry["mismatch"] = json!(mismatch.to_string());
+        }
+    }
+}
+
+/// Whether every output that was checked is as expected.
+fn agree(outcomes: &[Outcome]) -> bool {
+    outcomes.iter().all(|o| o.check.as_ref().is_none_or(Check::ok))
+}
+
+fn report(outcomes: &[Outcome], steps: Option<&[StepTime]>) -> String {
     let checked = outcomes.iter().any(|o| o.check.is_some());
     let mut table = if checked {
         Table::new(&["output", "type", "sha256", "max abs", "max rel", "tolerance", ""]).right(&[3, 4])
@@ -215,24 +267,24 @@ fn text(outcomes: &[Outcome], steps: Option<&[StepTime]>) -> String {
     for o in outcomes {
         let sizes: Vec<String> = o.tensor.shape().iter().map(ToString::to_string).collect();
         let mut row = vec![
-            o.name.clone(),
+            text::name(&o.name),
             format!("{}[{}]", o.tensor.dtype(), sizes.join(", ")),
             sha256(&o.tensor).chars().take(12).collect(),
         ];
-        if let Some((tolerance, c)) = &o.check {
-            row.extend([format!("{:.2e}", c.max_abs), format!("{:.2e}", c.max_rel), tolerance.to_string()]);
-            row.push(if c.ok() {
-                "ok".into()
-            } else {
-                format!("{} outside", ui::count(c.outliers, "element"))
-            });
+        if let Some(check) = &o.check {
+            let (abs, rel, verdict) = match &check.found {
+                Ok(c) if c.ok() => (c.max_abs, c.max_rel, "ok".into()),
+                Ok(c) => (c.max_abs, c.max_rel, format!("{} outside", ui::count(c.outliers, "element"))),
+                Err(mismatch) => (f64::NAN, f64::NAN, mismatch.to_string()),
+            };
+            let figure = |x: f64| if x.is_nan() { "-".into() } else { format!("{x:.2e}") };
+            row.extend([figure(abs), figure(rel), check.tolerance.to_string(), verdict]);
         }
         table.row(row);
     }
     let mut out = table.render(0);
     if checked {
-        let ok = outcomes.iter().all(|o| o.check.as_ref().is_none_or(|(_, c)| c.ok()));
-        out += &if ok {
+        out += &if agree(outcomes) {
             format!("{GOOD}agrees{GOOD:#} with the expected outputs\n")
         } else {
             format!("{BAD}disagrees{BAD:#} with the expected outputs\n")
@@ -245,20 +297,23 @@ fn text(outcomes: &[Outcome], steps: Option<&[StepTime]>) -> String {
     out
 }
 
-/// The first outlier of each output that disagrees.
+/// The mismatch or first outlier of each output that disagrees.
 fn verdict(outcomes: &[Outcome]) -> Result<(), Error> {
     let failures: Vec<String> = outcomes
         .iter()
         .filter_map(|o| {
-            let (tolerance, c) = o.check.as_ref()?;
-            let first = c.first.as_ref()?;
+            let (name, check) = (text::name(&o.name), o.check.as_ref()?);
+            let first = match &check.found {
+                Err(mismatch) => return Some(format!("output '{name}' {mismatch}")),
+                Ok(c) => c.first.as_ref()?,
+            };
             Some(format!(
-                "output '{}'{:?} is {} but {} was expected: {:.2e} apart, {tolerance} allows {:.2e}",
-                o.name,
+                "output '{name}'{:?} is {} but {} was expected: {:.2e} apart, {} allows {:.2e}",
                 first.index,
                 first.actual,
                 first.expected,
                 (first.actual - first.expected).abs(),
+                check.tolerance,
                 first.allowed
             ))
         })
@@ -266,8 +321,12 @@ fn verdict(outcomes: &[Outcome]) -> Result<(), Error> {
     if failures.is_empty() {
         return Ok(());
     }
-    Err(Error::new(Kind::Check, failures.join("\n"))
-        .help("a looser --tolerance accepts f16 and quantised models; compare backends with --backend"))
+    let mismatch = outcomes.iter().filter_map(|o| o.check.as_ref()).any(|c| c.found.is_err());
+    Err(Error::new(Kind::Check, failures.join("\n")).help(if mismatch {
+        "the expected outputs belong to other inputs or another model"
+    } else {
+        "a looser --tolerance accepts f16 and quantised models; compare backends with --backend"
+    }))
 }
 
 /// All dispatches of one kernel.

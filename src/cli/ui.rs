@@ -1,12 +1,14 @@
 //! Talking to people: notices, progress and errors on stderr, documents on stdout.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use snlp::error::{Error, Kind};
+use snlp::text::{escaped, sentence};
 
 use super::Common;
 
@@ -40,7 +42,7 @@ impl Ui {
     /// A line for a person: on a terminal, or when asked for with `-v`.
     pub fn notice(&self, text: &str) {
         if !self.quiet && (self.terminal || self.verbose) {
-            let _ = writeln!(anstream::stderr(), "{DIM}{text}{DIM:#}");
+            let _ = writeln!(anstream::stderr(), "{DIM}{}{DIM:#}", escaped(text));
         }
     }
 
@@ -70,7 +72,9 @@ pub fn print(text: &str) -> Result<(), Error> {
     let mut out = anstream::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::new(Kind::Io, "cannot write to the standard output").because(e))
+            Err(Error::new(Kind::Io, "cannot write to the standard output")
+                .because(e)
+                .help("check that it is open and that there is space where it leads"))
         }
         _ => Ok(()),
     }
@@ -106,9 +110,9 @@ impl Table {
         self
     }
 
-    /// Adds a row.
-    pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+    /// Adds a row of plain text, which may quote a model.
+    pub fn row<S: AsRef<str>>(&mut self, cells: impl IntoIterator<Item = S>) {
+        self.rows.push(cells.into_iter().map(|cell| sentence(cell.as_ref())).collect());
     }
 
     /// The table as lines, each after `indent` blanks.
@@ -170,6 +174,11 @@ pub fn count(n: usize, thing: &str) -> String {
     format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
+/// A path in text for people.
+pub fn path(path: &Path) -> String {
+    escaped(&path.to_string_lossy()).into_owned()
+}
+
 /// The text without its colours, for a file.
 pub fn plain(text: &str) -> String {
     anstream::adapter::strip_str(text).to_string()
@@ -185,6 +194,8 @@ mod tests {
         t.row(["a", "1"]);
         t.row(["long name", "200"]);
         assert_eq!(plain(&t.render(2)), "  name         n\n  a            1\n  long name  200\n");
+        t.row(["two\nlines\x1b[2J", ""]);
+        assert!(t.render(0).contains("two\\nlines\\u{1b}[2J"));
     }
 
     #[test]

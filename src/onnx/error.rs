@@ -4,6 +4,8 @@ use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::text::sentence;
+
 /// What sort of failure it is; the command line maps this to its exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ErrorKind {
@@ -40,8 +42,13 @@ impl OnnxError {
         Self::new(ErrorKind::Unsupported, what.into())
     }
 
+    /// Something that a model needs and that the system does not give.
+    pub(crate) fn unreadable(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Io, what.into())
+    }
+
     pub(crate) fn io(path: &Path, what: impl Into<String>, source: std::io::Error) -> Self {
-        Self::new(ErrorKind::Io, what.into()).in_file(path).because(source)
+        Self::unreadable(what).in_file(path).because(source)
     }
 
     /// Names the file, unless one is named already.
@@ -88,10 +95,11 @@ impl fmt::Display for OnnxError {
         if let Some(path) = &e.path {
             write!(f, "{}: ", path.display())?;
         }
+        // Both quote names of the model; the path is the user's own.
         if let Some(at) = &e.at {
-            write!(f, "{at}: ")?;
+            write!(f, "{}: ", sentence(at))?;
         }
-        f.write_str(&e.what)?;
+        f.write_str(&sentence(&e.what))?;
         match &e.remedy {
             Some(remedy) => write!(f, " ({remedy})"),
             None => Ok(()),

@@ -1,7 +1,8 @@
 //! External data: tensors whose bytes lie in files beside the model.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use super::proto::StringStringEntryProto;
 /// The files beside one model, each mapped once.
 pub(super) struct ExternalFiles {
     folder: PathBuf,
-    open: RefCell<HashMap<PathBuf, Bytes>>,
+    open: RefCell<BTreeMap<PathBuf, Bytes>>,
 }
 
 impl ExternalFiles {
@@ -57,12 +58,17 @@ impl ExternalFiles {
         }
     }
 
+    /// The files that were read.
+    pub(super) fn opened(&self) -> Vec<PathBuf> {
+        self.open.borrow().keys().cloned().collect()
+    }
+
     fn file(&self, location: &str) -> Result<Bytes, OnnxError> {
         let path = self.resolve(location)?;
         if let Some(bytes) = self.open.borrow().get(&path) {
             return Ok(bytes.clone());
         }
-        let bytes = map_file(&path)?;
+        let bytes = map_file(&path).map_err(|e| unreadable(location, e))?;
         self.open.borrow_mut().insert(path, bytes.clone());
         Ok(bytes)
     }
@@ -79,12 +85,21 @@ impl ExternalFiles {
             return Err(outside());
         }
         let path = self.folder.join(relative);
-        let missing = |source| {
-            OnnxError::io(&path, "external data of the model cannot be found", source)
-                .remedy("keep the model's data files beside the .onnx file")
-        };
-        let real = path.canonicalize().map_err(missing)?;
-        let folder = self.folder.canonicalize().map_err(missing)?;
+        let real = path.canonicalize().map_err(|e| unreadable(location, e))?;
+        let folder = self.folder.canonicalize().map_err(|e| unreadable(location, e))?;
         if real.starts_with(&folder) { Ok(real) } else { Err(outside()) }
     }
+}
+
+/// A location where no file lies makes the model invalid; a file that cannot be read is another matter.
+fn unreadable(location: &str, source: io::Error) -> OnnxError {
+    use io::ErrorKind as E;
+    let what = format!("external data '{location}' cannot be read");
+    let error = match source.kind() {
+        E::NotFound | E::NotADirectory | E::IsADirectory | E::InvalidInput | E::InvalidFilename => {
+            OnnxError::invalid(what)
+        }
+        _ => OnnxError::unreadable(what),
+    };
+    error.because(source).remedy("keep the model's data files beside the .onnx file")
 }

@@ -6,28 +6,18 @@ use std::path::Path;
 use bytes::Bytes;
 use memmap2::Mmap;
 
-use super::error::OnnxError;
+use crate::files;
 
 /// The content of a regular file, mapped into memory for as long as a piece of it is in use.
 ///
 /// # Errors
 /// I/O errors, and anything that is not a regular file.
-pub(super) fn map_file(path: &Path) -> Result<Bytes, OnnxError> {
-    let io = |source| OnnxError::io(path, "cannot be read", source);
-    let file = File::open(path).map_err(io)?;
-    let meta = file.metadata().map_err(io)?;
-    if meta.is_dir() {
-        let source = std::io::Error::from(std::io::ErrorKind::IsADirectory);
-        return Err(OnnxError::io(path, "is a directory, not a file", source));
-    }
-    if !meta.is_file() {
-        let source = std::io::Error::from(std::io::ErrorKind::InvalidInput);
-        return Err(OnnxError::io(path, "is not a regular file", source));
-    }
-    if meta.len() == 0 {
+pub(super) fn map_file(path: &Path) -> std::io::Result<Bytes> {
+    let file = files::open(path)?;
+    if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());
     }
-    Ok(Bytes::from_owner(map(&file).map_err(io)?))
+    Ok(Bytes::from_owner(map(&file)?))
 }
 
 /// The one place that maps memory.

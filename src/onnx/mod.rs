@@ -32,6 +32,9 @@ pub use export::Written;
 /// Versions of the standard operator set that models may use.
 pub const OPSETS: RangeInclusive<i64> = 11..=25;
 
+/// The newest version of the file format that is known; newer ones are read as if they were this one.
+pub const NEWEST_IR: i64 = proto::Version::IrVersion as i64;
+
 /// A model: its graph and what the file says about itself.
 #[derive(Clone)]
 pub struct Model {
@@ -46,6 +49,8 @@ pub struct Model {
 pub struct ModelInfo {
     /// Where the model was read from.
     pub path: PathBuf,
+    /// Files beside it that hold weights.
+    pub data_files: Vec<PathBuf>,
     /// IR version of the file.
     pub ir_version: i64,
     /// Operator sets: domain (`""` is the standard one) and version.
@@ -77,6 +82,13 @@ impl ModelInfo {
     }
 }
 
+/// The file beside `model` that external data is written to: `OUT.data`.
+pub fn data_file(model: &Path) -> PathBuf {
+    // The model names it, and names in models are UTF-8.
+    let name = model.file_name().unwrap_or_default().to_string_lossy();
+    model.with_file_name(format!("{name}.data"))
+}
+
 /// How a model is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteOptions {
@@ -90,12 +102,13 @@ impl Model {
     /// Reads a model file. External data is looked for beside it.
     ///
     /// # Errors
-    /// With kind `Io` when a file cannot be read, `Invalid` when it is no ONNX model or contradicts
-    /// itself, `Unsupported` when the IR has no place for it (an opset outside of [`OPSETS`], a tensor of
+    /// With kind `Io` when a file cannot be read, `Invalid` when it is no ONNX model, contradicts itself or
+    /// names data that is not there, `Unsupported` when the IR has no place for it (an opset outside of [`OPSETS`], a tensor of
     /// an element type without a [`snlp_passes::ir::DType`]). Unknown operators are no error.
     pub fn read(path: impl AsRef<Path>) -> Result<Model, OnnxError> {
         let path = path.as_ref();
-        mapping::map_file(path).and_then(|data| import::read(data, path)).map_err(|e| e.in_file(path))
+        let data = mapping::map_file(path).map_err(|e| OnnxError::io(path, "cannot be read", e))?;
+        import::read(data, path).map_err(|e| e.in_file(path))
     }
 
     /// Writes the model, atomically: `path` is replaced by the complete file or left as it was. With

@@ -4,6 +4,7 @@
 
 mod documents;
 mod errors;
+mod files;
 mod plumbing;
 mod running;
 mod support;

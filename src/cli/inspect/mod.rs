@@ -14,9 +14,9 @@ use snlp::passes::plan::{PlacedPlan, Plan};
 use snlp::source::{Source, metadata, parse_plan};
 use snlp::summary::{ChainSummary, Figures, dim_json};
 
-use super::Common;
-use super::output::write_text;
+use super::output::{check_outputs, write_text};
 use super::ui::{self, Ui};
+use super::{Common, read_model};
 
 /// Say what a model is: inputs, outputs, the chain of layers, and what a plan makes of it
 ///
@@ -39,7 +39,7 @@ pub struct Inspect {
     /// Also say what the clean-up did, which rules declined and where, and how classes differ
     #[arg(long)]
     explain: bool,
-    /// Write to a file instead of the standard output
+    /// Write to a file instead of the standard output, which is -
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -189,12 +189,15 @@ fn typed(name: &str, ty: Option<&Type>) -> Value {
 
 impl Inspect {
     /// Runs the command.
-    pub fn run(self, _common: &Common, _ui: &Ui) -> Result<(), Error> {
+    pub fn run(self, _common: &Common, ui: &Ui) -> Result<(), Error> {
         if self.format == Format::Html {
             return Err(Error::not_yet("inspect --format html"));
         }
         let plan = self.plan.as_deref().map(parse_plan).transpose()?;
-        let report = Report::new(Source::read(&self.model)?, plan.as_ref())?;
+        let source = read_model(&self.model, ui)?;
+        let outputs: Vec<_> = self.output.iter().map(|p| ("-o", p.as_path())).collect();
+        check_outputs(&outputs, &source.files(), Some("-o"))?;
+        let report = Report::new(source, plan.as_ref())?;
         let format = if self.json { Format::Json } else { self.format };
         let text = match format {
             Format::Json => ui::json_text(&report.json(self.explain)) + "\n",

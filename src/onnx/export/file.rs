@@ -15,6 +15,8 @@ use snlp_passes::ir::Tensor;
 use tempfile::NamedTempFile;
 
 use super::Exported;
+use crate::files::stage;
+use crate::onnx::data_file;
 use crate::onnx::error::OnnxError;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::tensor::{external, header};
@@ -133,44 +135,39 @@ pub(crate) fn encode(exported: &Exported) -> Result<Bytes, OnnxError> {
 
 /// Writes the model to `path`, atomically: until the last moment an existing file stays as it is.
 pub(crate) fn write(exported: &Exported, path: &Path, external_data: bool) -> Result<Written, OnnxError> {
+    let data_path = data_file(path);
     let mut rope = model_rope(exported, None);
-    let mut data_file = None;
+    let mut data = None;
     if external_data || rope.len > LIMIT {
-        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut file = DataFile { name: format!("{name}.data"), ..DataFile::default() };
+        let name = data_path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut file = DataFile { name, ..DataFile::default() };
         rope = model_rope(exported, Some(&mut file));
-        data_file = Some(file).filter(|f| !f.tensors.is_empty());
+        data = Some(file).filter(|f| !f.tensors.is_empty());
     }
     if rope.len > LIMIT {
         return Err(OnnxError::unsupported("the model has more than 2 GiB even without its weights"));
     }
-    let folder = folder_of(path);
-    let data = match &data_file {
-        Some(file) => Some((write_data(file, folder)?, folder.join(&file.name))),
-        None => None,
-    };
-    let model = write_pieces(folder, |out| rope.pieces.iter().try_for_each(|p| out.write_all(p)))?;
-    let bytes = rope.len + data_file.as_ref().map_or(0, |f| f.len);
-    let data_path = data.as_ref().map(|(_, path)| path.clone());
-    replace(model, path, data)?;
-    Ok(Written { path: path.to_owned(), data: data_path, bytes })
+    let bytes = rope.len + data.as_ref().map_or(0, |f| f.len);
+    let data = data.map(|file| write_data(&file, &data_path)).transpose()?;
+    let model = write_pieces(path, |out| rope.pieces.iter().try_for_each(|p| out.write_all(p)))?;
+    let written = Written { path: path.to_owned(), data: data.as_ref().map(|_| data_path.clone()), bytes };
+    replace(model, path, data.map(|file| (file, data_path)))?;
+    Ok(written)
 }
 
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+fn cannot_write(path: &Path, e: std::io::Error) -> OnnxError {
+    let no_folder = e.kind() == std::io::ErrorKind::NotFound;
+    let error = OnnxError::io(path, "cannot be written", e);
+    if no_folder { error.remedy("create the folder first") } else { error }
 }
 
-/// A new file in `folder`, complete and on the disk, that is not yet visible under its name.
+/// A new file that will be `path`, complete and on the disk.
 fn write_pieces(
-    folder: &Path,
+    path: &Path,
     fill: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
 ) -> Result<NamedTempFile, OnnxError> {
-    let io = |e| OnnxError::io(folder, "cannot write a file in this folder", e);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".snlp-").suffix(".tmp");
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = builder.tempfile_in(folder).map_err(io)?;
+    let io = |e| cannot_write(path, e);
+    let file = stage(path).map_err(io)?;
     let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
     fill(&mut out).and_then(|()| out.flush()).map_err(io)?;
     drop(out);
@@ -178,8 +175,8 @@ fn write_pieces(
     Ok(file)
 }
 
-fn write_data(data: &DataFile, folder: &Path) -> Result<NamedTempFile, OnnxError> {
-    write_pieces(folder, |out| {
+fn write_data(data: &DataFile, path: &Path) -> Result<NamedTempFile, OnnxError> {
+    write_pieces(path, |out| {
         let mut at = 0u64;
         for (offset, tensor) in &data.tensors {
             for _ in at..*offset {
@@ -206,9 +203,8 @@ fn replace(
             return Err(OnnxError::io(target, "is not a regular file and cannot be replaced", kind));
         }
     }
-    let persist = |file: NamedTempFile, to: &Path| {
-        file.persist(to).map_err(|e| OnnxError::io(to, "cannot be written", e.error)).map(drop)
-    };
+    let persist =
+        |file: NamedTempFile, to: &Path| file.persist(to).map_err(|e| cannot_write(to, e.error)).map(drop);
     let Some((data, data_path)) = data else { return persist(model, path) };
     let backup = data_path.with_extension("data.snlp-old.tmp");
     let saved = std::fs::hard_link(&data_path, &backup).is_ok();

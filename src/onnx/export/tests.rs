@@ -299,8 +299,11 @@ fn external_data_outside_of_the_folder_is_refused() {
         assert_eq!(kind, ErrorKind::Invalid, "{text}");
         assert!(text.contains("outside of the model's folder") && text.contains("'w'"), "{text}");
     }
-    let (kind, text) = at("missing").unwrap();
-    assert_eq!(kind, ErrorKind::Io, "{text}");
+    std::fs::create_dir(inner.join("folder")).unwrap();
+    for location in ["missing", "folder", "missing/deeper", &"long".repeat(100)] {
+        let (kind, text) = at(location).unwrap();
+        assert!(kind == ErrorKind::Invalid && text.contains(&location[..4]), "{text}");
+    }
     std::fs::write(inner.join("short"), [0; 100]).unwrap();
     let (kind, text) = at("short").unwrap();
     assert!(kind == ErrorKind::Invalid && text.contains("has 100 bytes"), "{text}");

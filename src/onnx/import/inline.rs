@@ -60,7 +60,7 @@ impl Importer<'_> {
         let mut arguments: Arguments =
             function.attribute_proto.iter().map(|a| (a.name().to_string(), a.clone())).collect();
         arguments.extend(attributes.iter().map(|a| (a.name().to_string(), a.clone())));
-        let opsets = Opsets::new(&function.opset_import);
+        let opsets = Opsets::new(&function.opset_import)?;
         if opsets.version("").is_some() {
             check_opset(&opsets)?;
         }

@@ -46,13 +46,21 @@ pub(super) fn read(data: Bytes, path: &Path) -> Result<Model, OnnxError> {
     let graph = proto.graph.as_ref().ok_or_else(|| {
         OnnxError::invalid("holds no graph").remedy("it is not an ONNX model, or it is truncated")
     })?;
-    let opsets = Opsets::new(&proto.opset_import);
+    if proto.ir_version() < 1 {
+        return Err(OnnxError::invalid(format!(
+            "has IR version {}; versions begin with 1",
+            proto.ir_version()
+        ))
+        .remedy("it is not an ONNX model, or it is damaged"));
+    }
+    let opsets = Opsets::new(&proto.opset_import)?;
     check_opset(&opsets)?;
     let mut importer = Importer::new(&proto, graph, path);
     importer.import(graph, &opsets)?;
     let functions = importer.kept_functions();
     let info = ModelInfo {
         path: path.to_owned(),
+        data_files: importer.files.opened(),
         ir_version: proto.ir_version(),
         opsets: opsets.list().to_vec(),
         producer_name: proto.producer_name().into(),

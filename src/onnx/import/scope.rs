@@ -18,16 +18,25 @@ pub(super) fn domain(name: &str) -> &str {
 }
 
 impl Opsets {
-    pub(super) fn new(imports: &[OperatorSetIdProto]) -> Self {
+    /// # Errors
+    /// When two versions of one set are imported.
+    pub(super) fn new(imports: &[OperatorSetIdProto]) -> Result<Self, OnnxError> {
         let mut list: Vec<(String, i64)> = Vec::new();
         for o in imports {
-            let name = domain(o.domain());
-            match list.iter_mut().find(|(d, _)| d == name) {
-                Some((_, version)) => *version = (*version).max(o.version()),
-                None => list.push((name.into(), o.version())),
+            let (name, version) = (domain(o.domain()), o.version());
+            match list.iter().find(|(d, _)| d == name) {
+                Some((_, other)) if *other != version => {
+                    let set = if name.is_empty() { "the standard operator set" } else { name };
+                    return Err(OnnxError::invalid(format!(
+                        "imports versions {other} and {version} of {set}"
+                    ))
+                    .remedy("keep one of the two opset imports"));
+                }
+                Some(_) => {}
+                None => list.push((name.into(), version)),
             }
         }
-        Opsets(list)
+        Ok(Opsets(list))
     }
 
     pub(super) fn version(&self, domain: &str) -> Option<i64> {

@@ -58,6 +58,17 @@ fn files_that_cannot_be_read_are_io_errors() {
 }
 
 #[test]
+fn versions_of_the_format_begin_with_1_and_do_not_end() {
+    let of = |version: Option<i64>| ModelProto { ir_version: version, ..one("Relu", "x", vec![]) };
+    for version in [None, Some(0), Some(-1)] {
+        invalid(&of(version), &["IR version"]);
+    }
+    for version in [1, 99] {
+        assert_eq!(import(&of(Some(version))).unwrap().info.ir_version, version);
+    }
+}
+
+#[test]
 fn opsets_outside_of_the_range_are_named() {
     for version in [10, 26, 99] {
         let m = model(version, vec![node("Relu", "x", "y", vec![])], vec![]);
@@ -69,6 +80,13 @@ fn opsets_outside_of_the_range_are_named() {
     check(&other, ErrorKind::Unsupported, &["no version of the standard operator set"]);
     let alias = ModelProto { opset_import: vec![opset("ai.onnx", 17)], ..one("ai.onnx::Relu", "x", vec![]) };
     assert_eq!(operators(&import(&alias).unwrap()), ["Relu"]);
+    let twice = |a: &str, v: i64, b: &str, w: i64| ModelProto {
+        opset_import: vec![opset("", 17), opset(a, v), opset(b, w)],
+        ..one("Relu", "x", vec![])
+    };
+    invalid(&twice("ai.onnx", 18, "com.example", 1), &["versions 17 and 18 of the standard operator set"]);
+    invalid(&twice("com.example", 1, "com.example", 2), &["versions 1 and 2 of com.example"]);
+    assert!(import(&twice("ai.onnx", 17, "com.example", 1)).is_ok(), "the same version twice is no matter");
     let foreign = one("com.example::Thing", "x", vec![]);
     invalid(&foreign, &["com.example", "imports no version", "Thing_y"]);
 }
