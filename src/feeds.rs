@@ -2,10 +2,11 @@
 //! that what runs later can rely on them.
 
 use half::{bf16, f16};
-use snlp_passes::ir::{DType, Def, Element, Graph, Op, Tensor, Type, ValueId};
-use snlp_passes::rewrite::bindings_from;
+use snlp_passes::ir::{Bindings, DType, Def, Dim, Element, Graph, Op, Tensor, Type, ValueId};
+use snlp_passes::rewrite::{BindError, bindings_from};
 
 use crate::error::Error;
+use crate::text;
 
 /// Name and type of each input of a graph.
 pub fn input_types(graph: &Graph) -> Vec<(&str, &Type)> {
@@ -27,9 +28,13 @@ pub fn feeds(graph: &Graph, given: &[(String, Tensor)]) -> Result<Vec<(String, T
     if !missing.is_empty() || !unknown.is_empty() {
         let part = |what: &str, names: &[&str]| match names {
             [] => String::new(),
-            names => format!("; {what}: {}", names.join(", ")),
+            names => {
+                let names: Vec<String> = names.iter().map(|n| text::name(n)).collect();
+                format!("; {what}: {}", names.join(", "))
+            }
         };
-        let signature: Vec<String> = wanted.iter().map(|(n, t)| format!("{n} {t}")).collect();
+        let signature: Vec<String> =
+            wanted.iter().map(|(n, t)| format!("{} {}", text::name(n), text::name(&t.to_string()))).collect();
         return Err(Error::input(format!(
             "the inputs are not the model's{}{}",
             part("missing", &missing),
@@ -41,22 +46,44 @@ pub fn feeds(graph: &Graph, given: &[(String, Tensor)]) -> Result<Vec<(String, T
     for (name, ty) in wanted {
         let mut named = given.iter().filter(|(n, _)| n == name);
         let (Some((_, tensor)), None) = (named.next(), named.next()) else {
-            return Err(Error::input(format!("input '{name}' is given twice")));
+            return Err(Error::input(format!("input '{}' is given twice", text::name(name)))
+                .help("give it once, in the archive or with --input"));
         };
         let tensor = convert(tensor, ty.dtype).map_err(|reason| {
+            let (name, ty) = (text::name(name), text::name(&ty.to_string()));
             Error::input(format!("input '{name}': {reason}"))
                 .help(format!("the model declares {name} as {ty}"))
         })?;
         out.push((name.to_string(), tensor));
     }
     let shapes: Vec<(&str, &[usize])> = out.iter().map(|(n, t)| (n.as_str(), t.shape())).collect();
-    bindings_from(graph, &shapes).map_err(|e| {
+    sizes(graph, &shapes).map_err(|e| {
         Error::input("the shapes of the inputs do not fit the model")
             .because(e)
             .help("give every input the shape that 'snlp inspect' shows; equal names are equal sizes")
     })?;
     check_indices(graph, &out)?;
     Ok(out)
+}
+
+/// Sizes for the symbols of a graph's inputs, as [`bindings_from`]; of an axis whose size the model fixes,
+/// an error tells that size.
+///
+/// # Errors
+/// When the shapes are not the model's.
+pub fn sizes(graph: &Graph, shapes: &[(&str, &[usize])]) -> Result<Bindings, BindError> {
+    bindings_from(graph, shapes).map_err(|mut e| {
+        if let BindError::Shape { name, given, why, .. } = &mut e
+            && let Some((_, ty)) = input_types(graph).into_iter().find(|(n, _)| n == name)
+            && ty.rank() == given.len()
+        {
+            let misfit = |(d, n): (&Dim, &usize)| d.known_size().is_some_and(|d| d != *n);
+            if let Some(axis) = ty.shape.iter().zip(given.iter()).position(misfit) {
+                *why = format!(": axis {axis} should be {}", ty.shape[axis]);
+            }
+        }
+        e
+    })
 }
 
 /// The tensor in another dtype, if every element has a place there: integers must fit the range, floats
@@ -148,6 +175,9 @@ pub struct IndexBound {
     pub node: String,
     /// Rows that it selects from.
     pub rows: i64,
+    /// Whether negative elements count from the end, as ONNX has it. In a table of weights they would
+    /// select rows that stand for something else.
+    pub from_end: bool,
 }
 
 /// Inputs that reach the indices of a Gather unchanged, with the number of rows.
@@ -159,10 +189,22 @@ pub fn index_bounds(graph: &Graph) -> Vec<IndexBound> {
         let rows = graph.shape(data).and_then(|s| s.get(axis)?.known());
         let (Some(rows), Some(input)) = (rows, input_behind(graph, indices)) else { continue };
         if let Some(name) = graph.value(input).name.clone() {
-            out.push(IndexBound { input: name, node: node.name.clone(), rows });
+            let from_end = !is_weight(graph, data);
+            out.push(IndexBound { input: name, node: node.name.clone(), rows, from_end });
         }
     }
     out
+}
+
+/// Whether a value is a constant, in another form at most.
+fn is_weight(graph: &Graph, mut v: ValueId) -> bool {
+    while let Some(node) = graph.producing(v) {
+        v = match (&node.op, node.input(0)) {
+            (Op::Identity | Op::Cast { .. } | Op::Reshape { .. } | Op::Transpose { .. }, Some(x)) => x,
+            _ => return false,
+        };
+    }
+    graph.tensor(v).is_some()
 }
 
 /// The graph input that a value holds the elements of, rearranged at most.
@@ -188,13 +230,14 @@ fn check_indices(graph: &Graph, feeds: &[(String, Tensor)]) -> Result<(), Error>
     for bound in index_bounds(graph) {
         let Some((_, tensor)) = feeds.iter().find(|(n, _)| *n == bound.input) else { continue };
         let Some(indices) = tensor.to_i64() else { continue };
-        if let Some(at) = indices.iter().position(|i| !(-bound.rows..bound.rows).contains(i)) {
+        let first = if bound.from_end { -bound.rows } else { 0 };
+        if let Some((at, index)) = indices.iter().enumerate().find(|(_, i)| !(first..bound.rows).contains(*i))
+        {
             return Err(Error::input(format!(
-                "input '{}': index {} at element {at} is outside 0..{} of node '{}' (Gather)",
-                bound.input,
-                indices.get(at).copied().unwrap_or_default(),
+                "input '{}': index {index} at element {at} is outside {first}..{} of node '{}' (Gather)",
+                text::name(&bound.input),
                 bound.rows,
-                bound.node
+                text::name(&bound.node)
             ))
             .help("token ids must come from the tokenizer that the model was trained with"));
         }
@@ -205,7 +248,6 @@ fn check_indices(graph: &Graph, feeds: &[(String, Tensor)]) -> Result<(), Error>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use snlp_passes::ir::Dim;
 
     #[test]
     fn conversions_keep_the_value_or_refuse() {
@@ -246,12 +288,45 @@ mod tests {
     #[test]
     fn indices_are_checked_against_the_table() {
         let g = embedding();
-        assert!(feeds(&g, &ids(&[0, 9, -10])).is_ok());
-        let e = feeds(&g, &ids(&[0, 10])).expect_err("outside");
-        assert_eq!(e.kind().exit_code(), 3);
-        for part in ["'ids'", "10 at element 1", "0..10", "'embed'"] {
-            assert!(e.report().contains(part), "{}", e.report());
+        assert!(feeds(&g, &ids(&[0, 9])).is_ok());
+        for outside in [10, -1, -10, -11, i64::MIN] {
+            let e = feeds(&g, &ids(&[0, outside])).expect_err("outside");
+            assert_eq!(e.kind().exit_code(), 3);
+            for part in ["'ids'", &format!("{outside} at element 1"), "0..10", "'embed'"] {
+                assert!(e.report().contains(part), "{}", e.report());
+            }
         }
+    }
+
+    #[test]
+    fn indices_into_what_is_computed_may_count_from_the_end() {
+        let mut g = Graph::new("g");
+        let x = g.add_input("x", Type::new(DType::F32, vec![4i64.into()]));
+        let at = g.add_input("at", Type::new(DType::I64, vec![]));
+        let out = g.add_named("pick", Op::Gather { axis: 0 }, &[x, at]).expect("typed");
+        g.add_output("out", out);
+        let given = |at: i64| {
+            vec![
+                ("x".to_string(), Tensor::from_vec(vec![4], vec![0f32; 4]).expect("fits")),
+                ("at".into(), Tensor::scalar(at)),
+            ]
+        };
+        assert!(feeds(&g, &given(-4)).is_ok());
+        assert!(feeds(&g, &given(-5)).expect_err("outside").report().contains("-4..4"));
+    }
+
+    #[test]
+    fn a_fixed_axis_is_told_by_its_number() {
+        let mut g = Graph::new("g");
+        g.add_input("x", Type::new(DType::F32, vec![Dim::symbol("batch"), 16i64.into()]));
+        g.add_input("y", Type::new(DType::F32, vec![Dim::symbol("batch")]));
+        let zeros = |n: &str, shape: &[usize]| {
+            let count = shape.iter().product();
+            (n.to_string(), Tensor::from_vec(shape.to_vec(), vec![0f32; count]).expect("fits"))
+        };
+        let why = |x: &[usize]| feeds(&g, &[zeros("x", x), zeros("y", &[2])]).expect_err("misfit").report();
+        assert!(why(&[2, 4]).contains("axis 1 should be 16\n"), "{}", why(&[2, 4]));
+        assert!(why(&[3, 16]).contains("should be batch = 3"), "{}", why(&[3, 16]));
     }
 
     #[test]
@@ -264,6 +339,7 @@ mod tests {
         let flat = vec![("ids".into(), Tensor::ints(&[1, 2]))];
         assert!(feeds(&g, &flat).expect_err("rank").report().contains("ids"));
         let twice: Vec<_> = ids(&[1]).into_iter().chain(ids(&[1])).collect();
-        assert!(feeds(&g, &twice).expect_err("twice").report().contains("twice"));
+        let twice = feeds(&g, &twice).expect_err("twice");
+        assert!(twice.report().contains("twice") && twice.remedy().is_some());
     }
 }

@@ -92,8 +92,8 @@ pub fn verify(
     let (runners, deviation) = first.ok_or_else(|| Error::new(Kind::Internal, "no backend was opened"))?;
     let (quality, timing_inputs, timed) = match windows {
         Some(w) => {
+            let (_, name) = logits_output(&source.graph).map_err(about)?;
             let batch = batch_size(&w, vocabulary(source)?, None);
-            let (_, name) = logits_output(&source.graph)?;
             let joint = |runner| Joint { runner, logits: vec![name.to_string()] };
             let joints: Vec<Joint> = runners.iter().map(joint).collect();
             let mut measured = measure::quality(source, &joints, &w, batch, ui)?.into_iter();

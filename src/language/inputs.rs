@@ -1,10 +1,10 @@
 //! Which inputs of a model are tokens, masks and positions, and which output is logits.
 
 use snlp_passes::ir::{DType, Graph, Tensor, Type};
-use snlp_passes::rewrite::bindings_from;
 
 use crate::error::Error;
-use crate::feeds::{convert, index_bounds, input_types};
+use crate::feeds::{convert, index_bounds, input_types, sizes};
+use crate::text;
 
 /// Name of the input that takes token ids.
 ///
@@ -23,7 +23,7 @@ pub fn token_input(graph: &Graph) -> Result<&str, Error> {
     match (&selecting[..], &whole[..]) {
         ([name], _) | (_, [name]) => Ok(name),
         _ => {
-            let all: Vec<String> = inputs.iter().map(|(n, t)| format!("{n} {t}")).collect();
+            let all: Vec<String> = inputs.iter().map(|(n, t)| format!("{} {t}", text::name(n))).collect();
             Err(Error::input(format!(
                 "cannot tell which input takes token ids; the model's inputs are {}",
                 all.join(", ")
@@ -40,7 +40,7 @@ pub fn token_input(graph: &Graph) -> Result<&str, Error> {
 /// When an input is none of these, or the sizes do not fit.
 pub fn token_feeds(graph: &Graph, ids: &Tensor) -> Result<Vec<(String, Tensor)>, Error> {
     let tokens = token_input(graph)?.to_string();
-    let mut sizes = bindings_from(graph, &[(&tokens, ids.shape())]).map_err(|e| {
+    let mut bindings = sizes(graph, &[(&tokens, ids.shape())]).map_err(|e| {
         Error::input("the token windows do not fit the model")
             .because(e)
             .help("use windows of a length that the model takes")
@@ -49,17 +49,19 @@ pub fn token_feeds(graph: &Graph, ids: &Tensor) -> Result<Vec<(String, Tensor)>,
     let mut out = Vec::new();
     for (name, ty) in input_types(graph) {
         if name == tokens {
-            let ids = convert(ids, ty.dtype).map_err(|e| Error::input(format!("input '{name}': {e}")))?;
+            let ids = convert(ids, ty.dtype)
+                .map_err(|e| Error::input(format!("input '{}': {e}", text::name(name))))?;
             out.push((name.to_string(), ids));
             continue;
         }
         for symbol in ty.shape.iter().flat_map(|d| d.symbols()) {
             let size = if symbol.name().contains("past") { 0 } else { length as i64 };
-            sizes.entry(symbol).or_insert(size);
+            bindings.entry(symbol).or_insert(size);
         }
-        let shape: Option<Vec<usize>> = ty.shape.iter().map(|d| d.substitute(&sizes).known_size()).collect();
+        let shape: Option<Vec<usize>> =
+            ty.shape.iter().map(|d| d.substitute(&bindings).known_size()).collect();
         let tensor = shape.and_then(|shape| companion(name, ty, shape)).ok_or_else(|| {
-            Error::input(format!("input '{name}' ({ty}) cannot be derived from token ids"))
+            Error::input(format!("input '{}' ({ty}) cannot be derived from token ids", text::name(name)))
                 .help("eval knows token ids, attention masks, positions, token types and empty caches")
         })?;
         out.push((name.to_string(), tensor));
