@@ -55,9 +55,9 @@ pub struct ClassSummary {
 /// A state that is read after the trunk.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct TapSummary {
-    /// Layers that the state has passed.
-    pub after_layer: usize,
-    /// Whether it lies between two sub-blocks of the next layer.
+    /// Zero-based number of the last layer that the state has passed; none before layer 0.
+    pub after_layer: Option<usize>,
+    /// Whether it lies between two sub-blocks of the layer after that one.
     pub inside: bool,
     /// Who reads it.
     pub readers: Vec<String>,
@@ -89,6 +89,13 @@ pub struct LayerSummary {
     pub transfer: String,
 }
 
+impl TapSummary {
+    /// Zero-based number of the layer that the state lies inside, else comes out of; none before layer 0.
+    pub fn layer(&self) -> Option<usize> {
+        if self.inside { Some(self.after_layer.map_or(0, |l| l + 1)) } else { self.after_layer }
+    }
+}
+
 /// A size for JSON: a number where it is known.
 pub fn dim_json(dim: &Dim) -> Value {
     dim.known().map_or_else(|| json!(dim.to_string()), |n| json!(n))
@@ -116,7 +123,7 @@ impl ChainSummary {
                 .taps
                 .iter()
                 .map(|t| TapSummary {
-                    after_layer: t.after_layer,
+                    after_layer: t.after_layer.checked_sub(1),
                     inside: t.inside,
                     readers: t.readers.clone(),
                 })

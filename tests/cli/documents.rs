@@ -1,6 +1,8 @@
 //! `inspect` in all its forms.
 
 use serde_json::Value;
+use snlp::onnx::{Model, ModelInfo, WriteOptions};
+use snlp::passes::ir::{DType, Dim, Graph, Op, Type, Unary};
 
 use crate::support::{Folder, fixture, snlp};
 
@@ -37,7 +39,7 @@ fn the_contract_of_inspect() {
         assert!(found["plan"].is_null());
     }
     let nano = inspected(&[&fixture("nano/model.onnx")]);
-    assert_eq!(nano["chain"]["taps"][0]["after_layer"], 7, "{nano}");
+    assert_eq!(nano["chain"]["taps"][0]["after_layer"], 6, "{nano}");
     assert_eq!(nano["model"]["parameters"].as_u64().map(|n| n >= 820_250), Some(true));
 }
 
@@ -63,6 +65,68 @@ fn a_plan_is_shown_beside_the_original() {
     assert!(text.lines().count() <= 50, "one screen, not {}:\n{text}", text.lines().count());
     let explained = snlp(&["inspect", &model, "--explain"]).code(0).stdout;
     assert!(explained.contains("clean-up"), "{explained}");
+}
+
+/// Iterations beyond the number of units change nothing and are not shown.
+#[test]
+fn plans_are_shown_in_normal_form() {
+    let model = fixture("gpt2-tiny/model.onnx");
+    assert_eq!(inspected(&[&model, "--plan", "2xF1[k=3]"])["plan"], "s2 2xF1[k=2]");
+    assert_eq!(inspected(&[&model, "--plan", "1xF2[k=9]"])["plan"], "s2 1xF2");
+}
+
+#[test]
+fn layers_are_numbered_from_0_and_unknown_figures_left_out() {
+    let nano = fixture("nano/model.onnx");
+    let tap = &inspected(&[&nano])["chain"]["taps"][0];
+    let text = snlp(&["inspect", &nano]).code(0).stdout;
+    assert!(text.contains(&format!("after layer {}", tap["after_layer"])), "{tap} {text}");
+    let dot = snlp(&["inspect", &nano, "--format", "dot"]).code(0).stdout;
+    assert!(dot.contains(&format!("layer{} -> suffix [style=dashed]", tap["after_layer"])), "{dot}");
+    let text = snlp(&["inspect", &fixture("bad/mlp.onnx")]).code(0).stdout;
+    assert!(!text.contains("sequential depth"), "{text}");
+}
+
+/// Names that move the cursor, begin lines and fill screens.
+#[test]
+fn text_from_a_model_is_made_fit_for_people() {
+    let folder = Folder::new();
+    let long = "n\n\x1b[2J".repeat(100);
+    let mut g = Graph::new("g");
+    let x = g.add_input(&long, Type::new(DType::F32, vec![Dim::symbol("t\x1b[0m"), 2i64.into()]));
+    let y = g.add_named(&long, Op::Unary(Unary::Neg), &[x]).expect("typed");
+    g.add_output("y\x07\r", y);
+    let mut info = ModelInfo::standard(17);
+    info.producer_name = format!("\x1b[31mEVIL\n\n{long}");
+    let model = Model { graph: g, info };
+    let path = folder.text("hostile.onnx");
+    model.write(&path, &WriteOptions::default()).expect("written");
+    let check = |text: &str| {
+        assert!(!text.is_empty() && !text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+        assert!(text.lines().all(|l| l.chars().count() < 400), "{text}");
+        assert!(text.contains("n\\n\\u{1b}[2J") && text.contains('…'), "{text}");
+    };
+    let text = snlp(&["inspect", &path, "--explain"]).code(0).stdout;
+    check(&text);
+    assert!(text.contains("\\u{1b}[31mEVIL\\n\\n") && text.contains("y\\u{7}\\r"), "{text}");
+    check(&snlp(&["run", &path]).code(3).stderr);
+    let found = inspected(&[&path]);
+    assert_eq!(
+        (&found["model"]["inputs"][0]["name"], &found["model"]["outputs"][0]["name"]),
+        (&long.as_str().into(), &"y\x07\r".into())
+    );
+}
+
+#[test]
+fn a_newer_version_of_the_format_is_noticed() {
+    let folder = Folder::new();
+    let mut model = Model::read(fixture("bad/mlp.onnx")).expect("read");
+    model.info.ir_version = 99;
+    let path = folder.text("new.onnx");
+    model.write(&path, &WriteOptions::default()).expect("written");
+    let ran = snlp(&["inspect", &path, "-v"]).code(0);
+    assert!(ran.stderr.contains("IR version 99 is newer"), "{}", ran.stderr);
+    assert!(snlp(&["inspect", &path]).code(0).stderr.is_empty());
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The chain as a graph for Graphviz and Mermaid: layers, what they read, taps, and units of a plan.
 
 use snlp::passes::plan::{PlacedPlan, Segment};
+use snlp::text::sentence;
 
 use super::Report;
 
@@ -60,7 +61,7 @@ impl Picture {
             }
         }
         for tap in &chain.taps {
-            let from = tap.after_layer.checked_sub(1).map_or("prefix".into(), |l| format!("layer{l}"));
+            let from = tap.layer().map_or("prefix".into(), |l| format!("layer{l}"));
             p.edge(&from, "suffix", true);
         }
         p
@@ -98,7 +99,7 @@ impl Picture {
 /// A Graphviz digraph.
 pub fn dot(report: &Report) -> String {
     let picture = Picture::of(report);
-    let quote = |s: &str| s.replace('\\', "\\\\").replace('"', "\\\"");
+    let quote = |s: &str| sentence(s).replace('\\', "\\\\").replace('"', "\\\"");
     let mut out = String::from("digraph chain {\n  rankdir=LR;\n  node [shape=box];\n");
     for n in &picture.nodes {
         out += &format!("  {} [label=\"{}\"];\n", n.id, quote(&n.label));
@@ -115,7 +116,7 @@ pub fn dot(report: &Report) -> String {
 /// A Mermaid flowchart.
 pub fn mermaid(report: &Report) -> String {
     let picture = Picture::of(report);
-    let quote = |s: &str| s.replace('"', "#quot;");
+    let quote = |s: &str| sentence(s).replace('"', "#quot;");
     let mut out = String::from("flowchart LR\n");
     for n in &picture.nodes {
         out += &format!("  {}[\"{}\"]\n", n.id, quote(&n.label));

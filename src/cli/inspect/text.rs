@@ -1,9 +1,10 @@
 //! The one screen that a person reads.
 
 use snlp::passes::plan::{Parallel, Segment};
-use snlp::summary::{ChainSummary, FIGURES_LENGTH, Figures};
+use snlp::summary::{ChainSummary, ClassSummary, FIGURES_LENGTH, Figures, SideSummary, TapSummary};
+use snlp::text::{escaped, name, sentence};
 
-use super::super::ui::{BOLD, DIM, Table, bytes, count, thousands};
+use super::super::ui::{BOLD, DIM, Table, bytes, count, path, thousands};
 use super::{Report, domain};
 
 /// The report as text.
@@ -13,18 +14,19 @@ pub fn text(report: &Report, explain: bool) -> String {
     match (&report.chain, &report.source.chain) {
         (Some(chain), _) => out += &chain_text(chain),
         (None, Err(stopped)) => {
-            out += &format!("{BOLD}chain{BOLD:#}        none: {}\n", stopped.reason);
+            out += &format!("{BOLD}chain{BOLD:#}        none: {}\n", sentence(&stopped.reason));
             if !stopped.at.is_empty() {
-                out += &format!("  at         {}\n", stopped.at);
+                out += &format!("  at         {}\n", sentence(&stopped.at));
             }
         }
         (None, Ok(_)) => out += &format!("{BOLD}chain{BOLD:#}        not recorded in the converted model\n"),
     }
     for (op, (n, first)) in report.source.unsupported() {
+        let (op, first) = (name(&op), name(&first));
         out += &format!("  unsupported  {op}, {}, first '{first}'\n", count(n, "node"));
     }
     if let Some((placed, _)) = &report.rewritten {
-        let plan = report.plan_text().unwrap_or_default();
+        let plan = escaped(&report.plan_text().unwrap_or_default()).into_owned();
         let how = if report.converted.is_some() { " (converted)" } else { "" };
         out += &format!("\n{BOLD}plan{BOLD:#}         {plan}{how}\n");
         out += &units(&placed.segments, report.chain.as_ref());
@@ -43,11 +45,11 @@ fn model(report: &Report) -> String {
     let opsets: Vec<String> = info
         .opsets
         .iter()
-        .map(|(d, v)| if d.is_empty() { v.to_string() } else { format!("{} {v}", domain(d)) })
+        .map(|(d, v)| if d.is_empty() { v.to_string() } else { format!("{} {v}", name(&domain(d))) })
         .collect();
     let producer = [info.producer_name.as_str(), info.producer_version.as_str()].join(" ");
-    let producer = if producer.trim().is_empty() { "unknown" } else { producer.trim() };
-    let mut out = format!("{BOLD}model{BOLD:#}        {}\n", report.source.path.display());
+    let producer = if producer.trim().is_empty() { "unknown".into() } else { name(producer.trim()) };
+    let mut out = format!("{BOLD}model{BOLD:#}        {}\n", path(&report.source.path));
     out += &format!("  producer   {producer}, opset {}, IR {}\n", opsets.join(", "), info.ir_version);
     out += &format!(
         "  size       {} parameters, {}\n",
@@ -57,8 +59,8 @@ fn model(report: &Report) -> String {
     let mut table = Table::default();
     let mut listed = |what: &str, values: Vec<(String, String)>| {
         let hidden = values.len().saturating_sub(6);
-        for (i, (name, ty)) in values.into_iter().take(6).enumerate() {
-            table.row([if i == 0 { what.to_string() } else { String::new() }, name, ty]);
+        for (i, (value, ty)) in values.into_iter().take(6).enumerate() {
+            table.row([if i == 0 { what.to_string() } else { String::new() }, name(&value), name(&ty)]);
         }
         if hidden > 0 {
             table.row([String::new(), format!("and {hidden} more")]);
@@ -71,8 +73,8 @@ fn model(report: &Report) -> String {
     out + &table.render(2)
 }
 
-/// `0-5, 8` for layer numbers.
-fn ranges(layers: &[usize]) -> String {
+/// `0-5` and `8` for layer numbers.
+fn ranges(layers: &[usize]) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
     let mut rest = layers;
     while let Some(first) = rest.first() {
@@ -83,43 +85,96 @@ fn ranges(layers: &[usize]) -> String {
         });
         rest = &rest[run..];
     }
-    out.join(", ")
+    out
+}
+
+/// Ranges of a heading that are listed one by one.
+const RANGES: usize = 4;
+/// Rows of a heading that are shown.
+const ROWS: usize = 8;
+/// Names of one row that are shown.
+const NAMES: usize = 4;
+
+/// `layer 3`, `layers 0-5`, or `layers 1, 3, …, 11`.
+fn layer_list(layers: &[usize], most: usize) -> String {
+    let mut parts = ranges(layers);
+    if parts.len() > most {
+        parts.drain(2..parts.len() - 1);
+        parts.insert(2, "…".into());
+    }
+    format!("layer{} {}", if layers.len() == 1 { "" } else { "s" }, parts.join(", "))
+}
+
+/// Names in a row, as many as one can take in.
+fn name_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let mut names: Vec<String> = names.into_iter().map(name).collect();
+    if names.len() > NAMES {
+        let hidden = names.len() - (NAMES - 1);
+        names.truncate(NAMES - 1);
+        names.push(format!("and {hidden} more"));
+    }
+    names.join(", ")
+}
+
+/// Rows under one label.
+fn listed(table: &mut Table, label: &str, mut rows: Vec<[String; 2]>) {
+    if rows.len() > ROWS {
+        let hidden = rows.len() - (ROWS - 1);
+        rows.truncate(ROWS - 1);
+        rows.push([format!("and {hidden} more"), String::new()]);
+    }
+    for (i, [place, what]) in rows.into_iter().enumerate() {
+        table.row([if i == 0 { label.to_string() } else { String::new() }, place, what]);
+    }
+}
+
+/// What layers read besides the state: a row for each set of layers, and one for what single layers read.
+fn side_inputs(sides: &[SideSummary]) -> Vec<[String; 2]> {
+    let (own, shared): (Vec<&SideSummary>, Vec<_>) = sides.iter().partition(|s| s.layers.len() == 1);
+    let mut groups: Vec<(&[usize], Vec<&str>)> = Vec::new();
+    for side in shared {
+        match groups.iter_mut().find(|(layers, _)| *layers == side.layers) {
+            Some((_, names)) => names.push(&side.name),
+            None => groups.push((&side.layers, vec![&side.name])),
+        }
+    }
+    let row = |(layers, names): (&[usize], Vec<&str>)| [layer_list(layers, RANGES), name_list(names)];
+    let mut rows: Vec<[String; 2]> = groups.into_iter().map(row).collect();
+    let mut layers: Vec<usize> = own.iter().flat_map(|s| s.layers.iter().copied()).collect();
+    layers.sort_unstable();
+    layers.dedup();
+    let names = name_list(own.iter().map(|s| s.name.as_str()));
+    if let [_, _, ..] = layers[..] {
+        let how = if own.len() == layers.len() { "one each" } else { "each its own" };
+        rows.push([layer_list(&layers, RANGES), format!("{how}: {names}")]);
+    } else if !layers.is_empty() {
+        rows.push([layer_list(&layers, RANGES), names]);
+    }
+    rows
 }
 
 fn chain_text(chain: &ChainSummary) -> String {
-    let hidden = chain.hidden.as_str().map_or_else(|| chain.hidden.to_string(), str::to_string);
+    let hidden = chain.hidden.as_str().map_or_else(|| chain.hidden.to_string(), name);
     let mut out = format!(
         "{BOLD}chain{BOLD:#}        {} of width {hidden}, {}, {}, surrogate {}\n",
         count(chain.layers, "layer"),
-        chain.kind,
+        name(&chain.kind),
         count(chain.streams, "stream"),
-        chain.surrogate
+        name(&chain.surrogate)
     );
     let mut table = Table::default();
-    for (i, class) in chain.classes.iter().enumerate() {
-        let label =
-            if i == 0 { if chain.classes.len() == 1 { "class    " } else { "classes  " } } else { "" };
-        table.row([
-            label.to_string(),
-            format!("layers {}", ranges(&class.layers)),
-            class.description.clone(),
-        ]);
-    }
-    for (i, side) in chain.side_inputs.iter().enumerate() {
-        let label = if i == 0 { "reads" } else { "" };
-        table.row([label.to_string(), format!("layers {}", ranges(&side.layers)), side.name.clone()]);
-    }
-    for (i, tap) in chain.taps.iter().enumerate() {
-        let label = if i == 0 { "taps" } else { "" };
-        let place = if tap.inside {
-            format!("inside layer {}", tap.after_layer)
-        } else if tap.after_layer == 0 {
-            "before layer 0".into()
-        } else {
-            format!("after layer {}", tap.after_layer - 1)
+    let class = |c: &ClassSummary| [layer_list(&c.layers, 2 * ROWS), c.description.clone()];
+    let label = if chain.classes.len() == 1 { "class    " } else { "classes  " };
+    listed(&mut table, label, chain.classes.iter().map(class).collect());
+    listed(&mut table, "reads", side_inputs(&chain.side_inputs));
+    let tap = |tap: &TapSummary| {
+        let place = match tap.layer() {
+            Some(l) => format!("{} layer {l}", if tap.inside { "inside" } else { "after" }),
+            None => "before layer 0".into(),
         };
-        table.row([label.to_string(), place, format!("read by {}", tap.readers.join(", "))]);
-    }
+        [place, format!("read by {}", name_list(tap.readers.iter().map(String::as_str)))]
+    };
+    listed(&mut table, "taps", chain.taps.iter().map(tap).collect());
     let around =
         format!("{} before the chain, {} behind it", count(chain.prefix_nodes, "node"), chain.suffix_nodes);
     out += &table.render(2);
@@ -218,6 +273,9 @@ pub fn figure_table(columns: &[(&str, &Figures)]) -> String {
     let mut table = if columns.len() > 1 { Table::new(&heading) } else { Table::default() };
     table = table.right(&[1, 2]);
     let mut row = |name: &str, figure: &dyn Fn(&Figures) -> Option<u64>| {
+        if columns.iter().all(|(_, f)| figure(f).is_none()) {
+            return;
+        }
         let cells = columns.iter().map(|(_, f)| figure(f).map_or_else(|| "-".into(), thousands));
         table.row(std::iter::once(name.to_string()).chain(cells));
     };
@@ -227,8 +285,12 @@ pub fn figure_table(columns: &[(&str, &Figures)]) -> String {
     row("corrections", &|f| Some(f.corrections as u64));
     row("dispatches", &|f| f.dispatches.map(|n| n as u64));
     row("dependent levels", &|f| f.levels.map(|n| n as u64));
-    table.render(2)
-        + &format!("  {DIM}dispatches at batch 1, {FIGURES_LENGTH} positions, on a typical GPU{DIM:#}\n")
+    let mut out = table.render(2);
+    if columns.iter().any(|(_, f)| f.dispatches.is_some()) {
+        let sizes = format!("dispatches at batch 1, {FIGURES_LENGTH} positions, on a typical GPU");
+        out += &format!("  {DIM}{sizes}{DIM:#}\n");
+    }
+    out
 }
 
 fn explanation(report: &Report) -> String {
@@ -245,18 +307,15 @@ fn explanation(report: &Report) -> String {
     if let Some(chain) = &report.chain {
         for (i, class) in chain.classes.iter().enumerate() {
             if let Some(why) = &class.differs {
-                out += &format!(
-                    "  layer {} starts class {}: {why}\n",
-                    class.layers.first().unwrap_or(&0),
-                    i + 1
-                );
+                let first = class.layers.first().unwrap_or(&0);
+                out += &format!("  layer {first} starts class {}: {}\n", i + 1, sentence(why));
             }
         }
     }
     if !clean.mismatches.is_empty() {
         out += &format!("\n{BOLD}declined{BOLD:#}\n");
         for m in &clean.mismatches {
-            out += &format!("  {m}\n");
+            out += &format!("  {}\n", sentence(&m.to_string()));
         }
     }
     out
@@ -268,8 +327,49 @@ mod tests {
 
     #[test]
     fn layer_numbers_are_ranges() {
-        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "0-2, 5, 7-8");
-        assert_eq!(ranges(&[]), "");
+        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), ["0-2", "5", "7-8"]);
+        assert!(ranges(&[]).is_empty());
+        assert_eq!(layer_list(&[1], 4), "layer 1");
+        assert_eq!(layer_list(&[0, 1, 2, 5, 7, 8], 4), "layers 0-2, 5, 7-8");
+        assert_eq!(layer_list(&[1, 3, 5, 7, 9, 11], 4), "layers 1, 3, …, 11");
+    }
+
+    #[test]
+    fn side_inputs_are_grouped() {
+        let side = |name: &str, layers: &[usize]| SideSummary { name: name.into(), layers: layers.to_vec() };
+        let embeddings = [1, 3, 5, 7, 9, 11].map(|l| side(&format!("node 'v{l}'"), &[l]));
+        let mut sides = vec![side("'mask'", &[0, 1, 2]), side("'cos'", &[0, 1, 2]), side("'x0'", &[1, 2])];
+        sides.extend(embeddings);
+        assert_eq!(
+            side_inputs(&sides),
+            [
+                ["layers 0-2", "'mask', 'cos'"],
+                ["layers 1-2", "'x0'"],
+                ["layers 1, 3, …, 11", "one each: node 'v1', node 'v3', node 'v5', and 3 more"]
+            ]
+        );
+        let caches = [side("'k0'", &[0]), side("'v0'", &[0]), side("'k1'", &[1]), side("'v1'", &[1])];
+        assert_eq!(side_inputs(&caches), [["layers 0-1", "each its own: 'k0', 'v0', 'k1', 'v1'"]]);
+        assert_eq!(side_inputs(&caches[..2]), [["layer 0", "'k0', 'v0'"]]);
+        assert!(side_inputs(&[]).is_empty());
+    }
+
+    #[test]
+    fn figures_that_nobody_knows_are_left_out() {
+        let unknown = Figures {
+            nodes: 5,
+            sequential_depth: None,
+            matmuls: 2,
+            corrections: 0,
+            dispatches: None,
+            levels: None,
+            transfer_bytes: None,
+        };
+        let text = figure_table(&[("", &unknown)]);
+        assert!(!text.contains('-') && !text.contains("dispatches"), "{text}");
+        let known = Figures { dispatches: Some(7), sequential_depth: Some(3), ..unknown.clone() };
+        let text = figure_table(&[("original", &unknown), ("rewritten", &known)]);
+        assert!(text.contains("dispatches at") && text.contains('-'), "{text}");
     }
 
     #[test]
