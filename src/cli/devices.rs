@@ -4,6 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use snlp::error::Error;
 use snlp::runtime::{DeviceInfo, DeviceKind, adapters};
+use snlp::text::escaped;
 
 use super::Common;
 use super::backend::{Auto, auto};
@@ -64,13 +65,19 @@ fn document(found: &[DeviceInfo], choice: Auto) -> Value {
 impl Devices {
     /// Runs the command.
     pub fn run(self, common: &Common, ui: &Ui) -> Result<(), Error> {
-        let mut found = adapters();
+        let all = adapters();
+        let mut found = all.clone();
         if let Some(text) = common.adapter.as_ref().map(|t| t.to_lowercase()) {
             found.retain(|d| {
                 [&d.name, &d.driver, &d.backend].iter().any(|s| s.to_lowercase().contains(&text))
             });
         }
-        let choice = auto(&found);
+        // An adapter that is asked for is taken, be it software.
+        let choice = match common.adapter {
+            Some(_) if found.is_empty() => Auto::Nothing,
+            Some(_) => Auto::Gpu,
+            None => auto(&found),
+        };
         if self.json {
             return ui::print_json(&document(&found, choice));
         }
@@ -92,11 +99,17 @@ impl Devices {
             table.row([mark, "CPU", "tract"]);
         }
         let mut text = table.render(0);
-        if found.is_empty() {
-            text += "No GPU adapter was found.\n";
-        }
-        text += &match choice {
-            Auto::Nothing => {
+        text += &match (choice, &common.adapter, &all[..]) {
+            (_, _, []) => "No GPU adapter was found.\n".to_string(),
+            (Auto::Nothing, Some(wanted), all) => {
+                let names: Vec<String> = all.iter().map(|d| format!("{} ({})", d.name, d.backend)).collect();
+                format!("No adapter matches '{}'; there are: {}\n", escaped(wanted), names.join(", "))
+            }
+            _ => String::new(),
+        };
+        text += &match (choice, cfg!(feature = "cpu")) {
+            (Auto::Nothing, true) => String::new(),
+            (Auto::Nothing, false) => {
                 "Nothing can run: install a Vulkan driver, or build with the feature 'cpu'.\n".into()
             }
             _ => format!("{BOLD}*{BOLD:#} is what --backend auto takes.\n"),

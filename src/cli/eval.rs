@@ -10,12 +10,13 @@ use snlp::language::windows::Windows;
 use snlp::passes::ir::Graph;
 use snlp::passes::rewrite::merge;
 use snlp::source::{Source, parse_plan};
+use snlp::text;
 
-use super::Common;
 use super::backend::Backend;
 use super::measure::{self, Joint, Measured, batch_size, check_windows, vocabulary};
 use super::tensors::read_windows;
 use super::ui::{self, Table, Ui};
+use super::{Common, read_model};
 
 /// Plans that run as one graph: more share more, but their logits are all held at once.
 const MERGED: usize = 16;
@@ -79,10 +80,10 @@ impl Eval {
         if let Some(n) = self.windows {
             windows = windows.truncated(n as usize);
         }
-        let source = Source::read(&self.model)?;
+        let source = read_model(&self.model, ui)?;
         source.require_supported()?;
         let placed = plans.iter().map(|p| source.place(p)).collect::<Result<Vec<_>, _>>()?;
-        let (at, name) = logits_output(&source.graph)?;
+        let (at, name) = logits_output(&source.graph).map_err(|e| e.about(&self.model))?;
         let batch = batch_size(&windows, vocabulary(&source)?, self.batch.map(|b| b as usize));
         // Everything about the windows is checked before a device is opened.
         check_windows(&source, &windows)?;
@@ -97,10 +98,14 @@ impl Eval {
             measured.split_first().ok_or_else(|| Error::new(Kind::Internal, "nothing measured"))?;
         let names: Vec<String> = placed.iter().map(ToString::to_string).collect();
         if self.json {
-            let document = document(&backend, &windows, batch, sequential, &names, rest);
+            let mut document = document(&backend, &windows, batch, sequential, &names, rest);
+            document["converted"] = json!(source.converted());
             ui::print_json(&document)
         } else {
-            ui::print(&text(&backend, &windows, batch, sequential, &names, rest))
+            let converted = source.converted().filter(|_| source.is_rewritten());
+            let label =
+                converted.map_or("sequential".into(), |plan| format!("as converted: {}", text::name(plan)));
+            ui::print(&report(&backend, &windows, batch, (&label, sequential), &names, rest))
         }
     }
 }
@@ -211,11 +216,12 @@ fn document(
     })
 }
 
-fn text(
+/// The figures for people; those of the model as it is come first, under their label.
+fn report(
     backend: &Backend,
     windows: &Windows,
     batch: usize,
-    sequential: &Measured,
+    (label, sequential): (&str, &Measured),
     names: &[String],
     plans: &[Measured],
 ) -> String {
@@ -225,7 +231,7 @@ fn text(
         |m: &Measured| [format!("{:.3}", m.ppl()), format!("{:.4}", m.nll()), format!("{:.1}", m.ms)];
     let [ppl, nll, ms] = figures(sequential);
     table.row([
-        "sequential".into(),
+        label.to_string(),
         ppl,
         String::new(),
         nll,

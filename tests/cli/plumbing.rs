@@ -49,9 +49,23 @@ fn bad_usage_is_2() {
         assert!(ran.stdout.is_empty(), "{args:?}");
     }
     let model = fixture("nano/model.onnx");
-    for plan in ["6xG1", "", "s", "0xF1", "6xF1[k]", "6xF1[speed=9]"] {
+    for plan in
+        ["6xG1", "", "s", "0xF1", "6xF1[k]", "6xF1[speed=9]", "6xF1[k=2,k=3]", "+6xF1", "sequential 6xF1"]
+    {
         snlp(&["inspect", &model, "--plan", plan]).code(2).says(&["plan", "help:"]);
     }
+}
+
+/// A device that takes nothing stands for a full disk.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_standard_output_that_takes_nothing_is_5() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("there");
+    let ran = std::process::Command::new(env!("CARGO_BIN_EXE_snlp")).arg("devices").stdout(full).output();
+    let ran = ran.expect("the binary starts");
+    assert_eq!(ran.status.code(), Some(5));
+    let stderr = String::from_utf8(ran.stderr).expect("UTF-8");
+    assert!(stderr.contains("standard output") && stderr.contains("help:"), "{stderr}");
 }
 
 #[test]
@@ -73,6 +87,19 @@ fn devices_are_listed() {
     assert!(found["auto"].is_string() || found["auto"].is_null());
     let text = snlp(&["devices"]).code(0).stdout;
     assert!(!text.contains('\u{1b}'), "no colour without a terminal");
+    let named = ["devices", "--backend", "gpu", "--adapter", "no such adapter"];
+    let none = snlp(&named).code(0).stdout;
+    match found["devices"].as_array().and_then(|d| d.first()) {
+        Some(first) => {
+            let name = first["name"].as_str().expect("text");
+            assert!(none.contains("No adapter matches 'no such adapter'") && none.contains(name), "{none}");
+            let one = snlp(&["devices", "--adapter", name, "--json"]).code(0).json();
+            assert_eq!((&one["auto"], &one["devices"][0]["auto"]), (&"gpu".into(), &true.into()), "{one}");
+        }
+        None => assert!(none.contains("No GPU adapter was found"), "{none}"),
+    }
+    let none = snlp(&[&named[..], &["--json"]].concat()).code(0).json();
+    assert!(none["auto"].is_null() && none["devices"].as_array().is_some_and(Vec::is_empty), "{none}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! `run`, `convert --verify` and `eval` on every backend there is.
 
 use serde_json::Value;
+use snlp::onnx::{Model, ModelInfo, WriteOptions};
+use snlp::passes::ir::{Binary, DType, Graph, Op, Tensor, Type, Unary};
 
 use crate::support::{Folder, backends, fixture, snlp};
 
@@ -14,6 +16,7 @@ fn outputs_agree_with_the_expected_ones() {
             let args =
                 ["run", &file, "--inputs", &inputs, "--expect", &expected, "--backend", backend, "--json"];
             let found = snlp(&args).code(0).json();
+            assert!(found["device"].as_str().is_some_and(|d| !d.is_empty()), "{found}");
             let output = &found["outputs"][0];
             assert_eq!(
                 (&output["name"], &output["dtype"], &output["ok"]),
@@ -35,6 +38,58 @@ fn outputs_agree_with_the_expected_ones() {
             let other: Vec<&str> = args.iter().copied().chain(["--plan", "4xF1"]).collect();
             let found = snlp(&other).code(1).says(&["output 'logits'[", "was expected", "allows"]).json();
             assert!(found["outputs"][0]["first_outlier"]["index"].is_array(), "{found}");
+        }
+    }
+}
+
+/// A model with two outputs, `x` and `2 x`.
+fn two_outputs(folder: &Folder) -> String {
+    let mut g = Graph::new("g");
+    let x = g.add_input("x", Type::new(DType::F32, vec![2i64.into()]));
+    let y = g.add_named("twice", Op::Binary(Binary::Add), &[x, x]).expect("typed");
+    let z = g.add_named("minus", Op::Unary(Unary::Neg), &[x]).expect("typed");
+    g.add_output("y", y);
+    g.add_output("z", z);
+    let model = Model { graph: g, info: ModelInfo::standard(17) };
+    model.write(folder.path("two.onnx"), &WriteOptions::default()).expect("written");
+    folder.text("two.onnx")
+}
+
+#[test]
+fn every_expected_output_is_compared() {
+    let folder = Folder::new();
+    let model = two_outputs(&folder);
+    let archive = |name: &str, arrays: &[(&str, Tensor)]| {
+        let file = std::fs::File::create(folder.path(name)).expect("created");
+        snlp::npz::write_npz(file, arrays.iter().map(|(n, t)| (*n, t))).expect("written");
+        folder.text(name)
+    };
+    let floats = |x: &[f32]| Tensor::from_vec(vec![x.len()], x.to_vec()).expect("fits");
+    let inputs = archive("in.npz", &[("x", floats(&[1.0, 2.0]))]);
+    for backend in backends() {
+        let run = |expected: &str, more: &[&str]| {
+            let args = ["run", &model, "--inputs", &inputs, "--expect", expected, "--backend", backend];
+            snlp(&[&args[..], more].concat())
+        };
+        let good = archive("e.npz", &[("z", floats(&[-1.0, -2.0]))]);
+        run(&good, &[]).code(0);
+        // Nothing compared is no agreement.
+        let none = archive("e.npz", &[]);
+        run(&none, &[]).code(3).says(&["e.npz", "no arrays", "y, z", "help:"]);
+        let other = archive("e.npz", &[("z", floats(&[-1.0, -2.0])), ("w", floats(&[1.0]))]);
+        run(&other, &["--json"]).code(3).says(&["e.npz", "'w'", "y, z", "help:"]);
+        // A mismatch of one output does not keep the others from being compared.
+        for (wrong, what) in [(floats(&[2.0]), "shape"), (Tensor::ints(&[2, 4]), "dtype")] {
+            let expected = archive("e.npz", &[("y", wrong), ("z", floats(&[-1.0, -3.0]))]);
+            let ran =
+                run(&expected, &["--json"]).code(1).says(&["output 'y' has", what, "output 'z'[1] is -2"]);
+            let found = ran.json();
+            let (y, z) = (&found["outputs"][0], &found["outputs"][1]);
+            assert_eq!((&found["ok"], &y["ok"], &z["ok"]), (&false.into(), &false.into(), &false.into()));
+            assert!(y["mismatch"].as_str().is_some_and(|m| m.contains(what)), "{found}");
+            assert_eq!(z["first_outlier"]["index"], serde_json::json!([1]), "{found}");
+            let ran = run(&expected, &[]).code(1).says(&["output 'y' has", what, "output 'z'[1] is -2"]);
+            assert!(ran.stdout.contains(what) && ran.stdout.contains("1 element outside"), "{}", ran.stdout);
         }
     }
 }
@@ -186,5 +241,15 @@ fn eval_compares_with_the_sequential_model() {
         assert!(
             text.stdout.contains("sequential") && text.stdout.contains("speed-up") && text.stderr.is_empty()
         );
+        assert!(found["converted"].is_null());
+        // A converted model is measured as what it is.
+        let converted = folder.text("parallel.onnx");
+        snlp(&["convert", &model, "-o", &converted, "--plan", "6xF1"]).code(0);
+        let args = ["eval", &converted, "--tokens", &tokens, "--backend", backend];
+        let text = snlp(&args).code(0).stdout;
+        assert!(text.contains("\nas converted: s6 6xF1 ") && !text.contains("\nsequential"), "{text}");
+        let found = snlp(&[&args[..], &["--json"]].concat()).code(0).json();
+        assert_eq!(found["converted"], "s6 6xF1");
+        assert!(found["sequential"]["ppl"].is_f64(), "{found}");
     }
 }
