@@ -7,6 +7,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::path::Path;
 
+use crate::files::folder_of;
 use crate::text::{escaped, sentence};
 
 /// What went wrong in general; decides the exit code.
@@ -74,7 +75,7 @@ impl Error {
     /// A file that could not be read or written.
     pub fn io(doing: &str, path: &Path, source: std::io::Error) -> Self {
         let help = match source.kind() {
-            std::io::ErrorKind::NotFound if doing.contains("write") => "create the folder first",
+            _ if doing == "write" && !folder_of(path).is_dir() => "create the folder first",
             std::io::ErrorKind::NotFound => "check the path",
             std::io::ErrorKind::PermissionDenied => "check the permissions of the file and its folder",
             _ => "check the file and the space left on the device",

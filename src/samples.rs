@@ -7,6 +7,7 @@ use snlp_passes::ir::{Bindings, DType, Graph, Op, Symbol, Tensor, Type, ValueId}
 
 use crate::error::Error;
 use crate::feeds::{IndexBound, convert, index_bounds, input_types};
+use crate::text;
 
 /// Sizes for the symbols of the inputs: 1 for the first axis of each input, 0 for the length of a cache,
 /// `length` for everything else.
@@ -40,11 +41,12 @@ pub fn sample_inputs(graph: &Graph, sizes: &Bindings) -> Result<Vec<(String, Ten
         let (Some(name), Some(ty)) = (&graph.value(*v).name, graph.ty(*v)) else { continue };
         let shape: Option<Vec<usize>> = ty.shape.iter().map(|d| d.substitute(sizes).known_size()).collect();
         let shape = shape.ok_or_else(|| {
-            Error::input(format!("cannot choose a size for input '{name}', declared as {ty}"))
+            Error::input(format!("cannot choose a size for input '{}', declared as {ty}", text::name(name)))
                 .help("give inputs yourself")
         })?;
-        let tensor = sample(graph, *v, ty, shape, &bounds, i as u64)
-            .map_err(|reason| Error::input(format!("cannot make a sample for input '{name}': {reason}")))?;
+        let tensor = sample(graph, *v, ty, shape, &bounds, i as u64).map_err(|reason| {
+            Error::input(format!("cannot make a sample for input '{}': {reason}", text::name(name)))
+        })?;
         out.push((name.clone(), tensor));
     }
     Ok(out)

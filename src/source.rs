@@ -233,7 +233,7 @@ pub fn onnx_error(e: OnnxError, model: &Path) -> Error {
     let message = if named { text } else { format!("{}: {text}", model.display()) };
     let help = match (e.remedy_text(), kind) {
         (Some(remedy), _) => remedy.to_string(),
-        (None, Kind::Io) => "check the path, its permissions and the space left on the device".into(),
+        (None, Kind::Io) => "check the path and its permissions".into(),
         (None, _) => "export the model again, and check it with onnx.checker".into(),
     };
     let error = Error::new(kind, message).help(help);

@@ -122,11 +122,14 @@ impl Convert {
         }
     }
 
-    /// Refuses to write over what is read. The data file counts also where weights stay inside: what lies
-    /// there may be removed.
+    /// Refuses to write over what is read. A data file that is there counts also where weights stay
+    /// inside: it may be removed.
     fn check_files(&self, source: &Source) -> Result<(), Error> {
         let data = data_file(&self.output);
-        let mut outputs = vec![("-o", self.output.as_path()), ("the data file of -o", &data)];
+        let mut outputs = vec![("-o", self.output.as_path())];
+        if self.external_data || data.is_file() {
+            outputs.push(("the data file of -o", &data));
+        }
         outputs.extend(self.report.as_deref().map(|p| ("--report", p)));
         let mut inputs = source.files();
         inputs.extend(self.tokens.as_deref().map(|p| ("the file of --tokens", p)));

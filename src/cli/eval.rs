@@ -28,7 +28,8 @@ const ROUNDS: usize = 3;
 /// Perplexity is the exponential of the mean over windows of the mean negative log-likelihood of a
 /// window's targets. kl, top1 and cosine compare logits with the sequential model's, averaged over
 /// positions. What plans share is computed once for all of them; then each is timed alone: ms is the
-/// median time of one batch of windows, sequential model and plans taken in turns.
+/// median time of one batch of windows, sequential model and plans taken in turns. A converted model
+/// takes the place of the sequential one, under the plan that it was converted with.
 #[derive(Args)]
 #[command(after_help = "Example:\n  snlp eval model.onnx --tokens val.npz --plan 6xF1 --plan '3xF2[k=2]'")]
 pub struct Eval {

@@ -38,7 +38,7 @@ pub struct Run {
     /// Write the outputs, by ONNX name
     #[arg(long, value_name = "F.npz")]
     outputs: Option<PathBuf>,
-    /// Compare with these outputs; exit code 1 when one disagrees
+    /// Compare with these outputs, by ONNX name, some or all; exit code 1 when one disagrees
     #[arg(long, value_name = "F.npz")]
     expect: Option<PathBuf>,
     /// How far outputs may be apart (default: loose when weights or outputs are f16, else close)

@@ -6,6 +6,7 @@ use snlp::error::{Error, Kind};
 use snlp::language::windows::Windows;
 use snlp::npz::{NpzError, read_npy, read_npz, write_npz};
 use snlp::passes::ir::Tensor;
+use snlp::text;
 
 use super::output::write_atomic;
 
@@ -62,7 +63,7 @@ pub fn read_inputs(archive: Option<&Path>, files: &[NamedFile]) -> Result<Vec<(S
 pub fn read_windows(path: &Path) -> Result<Windows, Error> {
     let arrays = read_archive(path)?;
     let Some((_, tensor)) = arrays.iter().find(|(n, _)| n == "windows") else {
-        let keys: Vec<&str> = arrays.iter().map(|(n, _)| n.as_str()).collect();
+        let keys: Vec<String> = arrays.iter().map(|(n, _)| text::name(n)).collect();
         return Err(Error::input(format!(
             "'{}' has no array 'windows' but {}",
             path.display(),

@@ -14,6 +14,7 @@ use snlp::passes::eval::eval_graph;
 use snlp::passes::ir::{DType, Graph, Tensor, ValueId};
 use snlp::samples::{sample_inputs, sample_sizes};
 use snlp::source::Source;
+use snlp::text;
 
 use super::Common;
 use super::backend::{Backend, Runner};
@@ -132,12 +133,12 @@ fn check(
 ) -> Result<Vec<(String, Comparison)>, Error> {
     let mut out = Vec::new();
     for (name, e) in expected {
-        let (_, a) = actual
-            .iter()
-            .find(|(n, _)| n == name)
-            .ok_or_else(|| Error::new(Kind::Check, format!("the written model does not return '{name}'")))?;
-        let found = compare(a, e, tolerance)
-            .map_err(|why| Error::new(Kind::Check, format!("output '{name}' of the written model {why}")))?;
+        let (_, a) = actual.iter().find(|(n, _)| n == name).ok_or_else(|| {
+            Error::new(Kind::Check, format!("the written model does not return '{}'", text::name(name)))
+        })?;
+        let found = compare(a, e, tolerance).map_err(|why| {
+            Error::new(Kind::Check, format!("output '{}' of the written model {why}", text::name(name)))
+        })?;
         out.push((name.clone(), found));
     }
     Ok(out)
@@ -261,8 +262,14 @@ impl Verification {
         for (b, (name, c)) in self.backends.iter().flat_map(|b| b.outputs.iter().map(move |o| (b, o))) {
             if let Some(first) = &c.first {
                 failures.push(format!(
-                    "on {}, output '{name}'{:?}: the file gives {} but the evaluator {} ({} allows {:.2e})",
-                    b.device, first.index, first.actual, first.expected, self.tolerance, first.allowed
+                    "on {}, output '{}'{:?}: the file gives {} but the evaluator {} ({} allows {:.2e})",
+                    b.device,
+                    text::name(name),
+                    first.index,
+                    first.actual,
+                    first.expected,
+                    self.tolerance,
+                    first.allowed
                 ));
             }
         }

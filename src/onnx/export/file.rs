@@ -15,7 +15,7 @@ use snlp_passes::ir::Tensor;
 use tempfile::NamedTempFile;
 
 use super::Exported;
-use crate::files::stage;
+use crate::files::{folder_of, stage};
 use crate::onnx::data_file;
 use crate::onnx::error::OnnxError;
 use crate::onnx::proto::TensorProto;
@@ -156,9 +156,11 @@ pub(crate) fn write(exported: &Exported, path: &Path, external_data: bool) -> Re
 }
 
 fn cannot_write(path: &Path, e: std::io::Error) -> OnnxError {
-    let no_folder = e.kind() == std::io::ErrorKind::NotFound;
-    let error = OnnxError::io(path, "cannot be written", e);
-    if no_folder { error.remedy("create the folder first") } else { error }
+    OnnxError::io(path, "cannot be written", e).remedy(if folder_of(path).is_dir() {
+        "check the permissions of the folder and the space left on the device"
+    } else {
+        "create the folder first"
+    })
 }
 
 /// A new file that will be `path`, complete and on the disk.
@@ -199,8 +201,8 @@ fn replace(
     let special = |p: &Path| p.metadata().is_ok_and(|m| !m.is_file());
     for target in [Some(path), data.as_ref().map(|(_, p)| p.as_path())].into_iter().flatten() {
         if special(target) {
-            let kind = std::io::Error::from(std::io::ErrorKind::InvalidInput);
-            return Err(OnnxError::io(target, "is not a regular file and cannot be replaced", kind));
+            let source = std::io::Error::other("it is not a regular file");
+            return Err(OnnxError::io(target, "cannot be replaced", source).remedy("write to another file"));
         }
     }
     let persist =
