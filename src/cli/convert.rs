@@ -122,12 +122,12 @@ impl Convert {
         }
     }
 
-    /// Refuses to write over what is read. A data file that is there counts also where weights stay
-    /// inside: it may be removed.
+    /// Refuses to write over what is read. The data file counts although weights may stay inside: large
+    /// models have one in any case, and that of an earlier conversion is removed.
     fn check_files(&self, source: &Source) -> Result<(), Error> {
         let data = data_file(&self.output);
         let mut outputs = vec![("-o", self.output.as_path())];
-        if self.external_data || data.is_file() {
+        if self.external_data || !data.is_dir() {
             outputs.push(("the data file of -o", &data));
         }
         outputs.extend(self.report.as_deref().map(|p| ("--report", p)));

@@ -30,7 +30,7 @@ pub fn check_outputs(
         // Several outputs may go to one device, such as /dev/null.
         let device = path.metadata().is_ok_and(|m| !m.is_file());
         if let Some((other, _)) = outputs[..i].iter().find(|(_, o)| !device && same(path, o)) {
-            return Err(Error::usage(format!("{option} '{shown}' is the file of {other} too"))
+            return Err(Error::usage(format!("{option} '{shown}' and {other} are one file"))
                 .help("give each output a file of its own"));
         }
         if path.is_dir() {

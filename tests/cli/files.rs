@@ -52,9 +52,10 @@ fn outputs_are_never_inputs_or_one_another() {
     convert(&at("w.npz"), &["--verify", "--tokens", &at("w.npz")], "--tokens");
     convert(&new, &["--report", &model], "the model itself");
     convert(&new, &["--report", &data], own);
-    convert(&new, &["--report", &new], "the file of -o too");
-    convert(&new, &["--report", &at("./new.onnx")], "the file of -o too");
+    convert(&new, &["--report", &new], "and -o are one file");
+    convert(&new, &["--report", &at("./new.onnx")], "and -o are one file");
     convert(&new, &["--external-data", "--report", &at("new.onnx.data")], "data file of -o");
+    convert(&new, &["--report", &at("new.onnx.data")], "data file of -o");
     convert("-", &[], "standard output");
     convert(&new, &["--report", "-"], "standard output");
     let run = |out: &str, what: &str| {
@@ -74,12 +75,12 @@ fn outputs_are_never_inputs_or_one_another() {
     {
         convert(&at("soft"), &[], own);
         convert(&at("hard"), &[], own);
-        convert(&new, &["--report", &at("new.link")], "the file of -o too");
+        convert(&new, &["--report", &at("new.link")], "and -o are one file");
         run(&at("soft.npz"), "--inputs");
         inspect(&at("hard"), own);
     }
     assert!(before == contents(&folder), "{:?}", folder.files());
-    // A model that shares its folder with others may still be written beside them.
+    // Beside them is no harm.
     snlp(&["convert", &model, "-o", &new, "--plan", "2xF1", "--external-data"]).code(0);
     assert!(snlp(&["inspect", &model, "-o", "-"]).code(0).stdout.contains("4 layers"));
 }
