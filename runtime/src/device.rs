@@ -55,11 +55,12 @@ impl DeviceInfo {
             wgpu::DeviceType::Other => DeviceKind::Unknown,
         };
         let features = usable_features(adapter.features());
-        let limits = Limits::of(
-            &adapter.limits(),
-            kind == DeviceKind::Software,
-            features.contains(wgpu::Features::SUBGROUP),
-        );
+        let fixed = info.subgroup_min_size == info.subgroup_max_size;
+        let subgroup_size = match features.contains(wgpu::Features::SUBGROUP) && fixed {
+            true => info.subgroup_min_size,
+            false => 0,
+        };
+        let limits = Limits::of(&adapter.limits(), kind == DeviceKind::Software, subgroup_size);
         let driver = format!("{} {}", info.driver, info.driver_info);
         DeviceInfo {
             name: info.name,
@@ -100,7 +101,7 @@ fn usable_features(all: wgpu::Features) -> wgpu::Features {
 }
 
 impl Limits {
-    fn of(limits: &wgpu::Limits, software: bool, subgroups: bool) -> Self {
+    fn of(limits: &wgpu::Limits, software: bool, subgroup_size: u32) -> Self {
         Limits {
             max_storage_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
@@ -112,7 +113,7 @@ impl Limits {
                 .min_storage_buffer_offset_alignment
                 .max(limits.min_uniform_buffer_offset_alignment),
             software,
-            subgroups,
+            subgroup_size,
         }
     }
 }
