@@ -18,6 +18,8 @@ const GEMV_ROWS: u32 = 4;
 const LANES: u32 = 8;
 /// Up to this many rows it would compute more than it saves.
 const FEW_ROWS: u32 = 4;
+/// Beyond this many rows it takes 32 at once, which repays a longer compilation, else 16.
+const MANY_ROWS: u32 = 256;
 
 /// A matrix product.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ pub struct Matmul<'a> {
 pub enum Variant {
     /// An invocation computes some rows by four columns; no workgroup memory.
     Software,
-    /// A subgroup of eight lanes computes 16 rows by 32 columns; lanes share what they load.
+    /// A subgroup of eight lanes computes 16 or 32 rows by 32 columns; lanes share what they load.
     Subgroup,
     /// A workgroup computes up to four rows by 32 columns, its invocations dividing the contraction.
     Gemv,
@@ -166,7 +168,7 @@ impl Matmul<'_> {
         let batches: u64 = batch.shape.iter().map(|d| u64::from(*d)).product();
         let contracted: u64 = contract.shape.iter().map(|d| u64::from(*d)).product();
         let (entry, workgroup, rows, columns) = match variant {
-            Variant::Subgroup => ("software", LANES, 16, 4 * LANES),
+            Variant::Subgroup => ("software", LANES, if *m > MANY_ROWS { 32 } else { 16 }, 4 * LANES),
             // Few rows leave registers for nothing else; more rows reuse each element of b.
             Variant::Software => ("software", 32, (*m).clamp(1, 8), 4 * 32),
             Variant::Gemv => ("gemv", 256, (*m).clamp(1, GEMV_ROWS), 32),
@@ -192,7 +194,7 @@ impl Matmul<'_> {
         }
         let sizes = [*m, *n, *k, contracted as u32, tiles[0], tiles[1], groups.min(u32::MAX.into()) as u32];
         let mut constants = vec![constant("WG", workgroup)];
-        if matches!(variant, Variant::Software | Variant::Gemv) {
+        if variant != Variant::Tiled {
             constants.push(constant("ROWS", rows));
         }
         let flags = [

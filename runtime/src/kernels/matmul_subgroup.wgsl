@@ -37,6 +37,8 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 
 override WG: u32 = 8u;
+// Rows of a subgroup: 16 or 32.
+override ROWS: u32 = 32u;
 override B_HALF: bool = false;
 override ACCUMULATE: bool = false;
 override BIAS: bool = false;
@@ -148,46 +150,59 @@ fn eight(x: f32, y: vec4<f32>, sum: ptr<function, array<vec4<f32>, 8>>) {
     (*sum)[7] = fma(vec4<f32>(subgroupBroadcast(x, 7u)), y, (*sum)[7]);
 }
 
-// A subgroup of eight lanes computes 16 rows by 32 columns. A lane has every eighth column, and loads one
-// row of a for all; sums with constant indices stay in registers, and parameters are read before the loop.
+// Stores eight rows, from a copy, since this index varies.
+fn store8(at: vec4<u32>, row: u32, column: u32, sum: array<vec4<f32>, 8>) {
+    var done = sum;
+    for (var r = 0u; r < 8u; r++) {
+        for (var q = 0u; q < 4u; q++) {
+            store(at, row + r, column + 8u * q, done[r][q]);
+        }
+    }
+}
+
+// A subgroup of eight lanes computes ROWS rows by 32 columns. A lane has every eighth column, and loads one
+// row in eight for all; sums with constant indices stay in registers, and parameters are read before the loop.
 @compute @workgroup_size(WG)
 fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
     zero = l >> 16u;
     let group = w.x + n.x * (w.y + n.y * w.z);
     if (group >= p.groups) { return; }
     let t = tile(group);
-    let row = t.row * 16u;
+    let row = t.row * ROWS;
     let column = t.column * 32u + l;
     let base_a = p.a.x + dot4(t.at, p.batch_a);
     let base_b = p.b.x + dot4(t.at, p.batch_b);
     let columns = min(vec4<u32>(column, column + 8u, column + 16u, column + 24u), vec4<u32>(p.n - 1u)) * p.b.z;
-    let near = min(row + l, p.m - 1u) * p.a.y;
-    let far = min(row + 8u + l, p.m - 1u) * p.a.y;
+    let lane = row + l;
+    let rows = min(vec4<u32>(lane, lane + 8u, lane + 16u, lane + 24u), vec4<u32>(p.m - 1u)) * p.a.y;
     let contracted = p.contracted + zero;
     let depth = p.k + zero;
     let step_a = p.a.z;
     let step_b = p.b.y;
-    var above: array<vec4<f32>, 8>;
-    var below: array<vec4<f32>, 8>;
+    var sum0: array<vec4<f32>, 8>;
+    var sum1: array<vec4<f32>, 8>;
+    var sum2: array<vec4<f32>, 8>;
+    var sum3: array<vec4<f32>, 8>;
     for (var c = 0u; c < contracted; c++) {
         let at = unravel(c, p.contract);
         var j = base_a + dot4(at, p.contract_a);
         var i = columns + (base_b + dot4(at, p.contract_b));
         for (var k = 0u; k < depth; k++) {
             let y = vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w));
-            eight(a[j + near], y, &above);
-            eight(a[j + far], y, &below);
+            eight(a[j + rows.x], y, &sum0);
+            eight(a[j + rows.y], y, &sum1);
+            if (ROWS > 16u) {
+                eight(a[j + rows.z], y, &sum2);
+                eight(a[j + rows.w], y, &sum3);
+            }
             i += step_b;
             j += step_a;
         }
     }
-    // Other copies, for an index that varies.
-    var first = above;
-    var second = below;
-    for (var r = 0u; r < 8u; r++) {
-        for (var q = 0u; q < 4u; q++) {
-            store(t.at, row + r, column + 8u * q, first[r][q]);
-            store(t.at, row + 8u + r, column + 8u * q, second[r][q]);
-        }
+    store8(t.at, row, column, sum0);
+    store8(t.at, row + 8u, column, sum1);
+    if (ROWS > 16u) {
+        store8(t.at, row + 16u, column, sum2);
+        store8(t.at, row + 24u, column, sum3);
     }
 }

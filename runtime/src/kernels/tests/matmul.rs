@@ -115,7 +115,7 @@ fn every(case: &Case, seed: u64) {
 
 #[test]
 fn tile_edges() {
-    // Both sides of 1, 4, 8, 16, 64 rows; 4, 32, 64, 128 columns; 16 deep.
+    // Both sides of 1, 4, 8, 16, 64, 256 rows; 4, 32, 64, 128 columns; 16 deep.
     let sizes = [
         (1, 1, 1),
         (7, 3, 5),
@@ -126,6 +126,7 @@ fn tile_edges() {
         (63, 15, 63),
         (64, 16, 64),
         (65, 33, 65),
+        (257, 3, 33),
     ];
     for (n, (m, k, columns)) in sizes.into_iter().enumerate() {
         let case = plain(dense(&[m, k], Scalar::F32), dense(&[k, columns], Scalar::F32), &[m, columns]);
