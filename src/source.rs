@@ -90,15 +90,28 @@ impl Source {
         self.converted().is_some_and(|plan| plan != "sequential")
     }
 
-    /// Operators that nothing here can compute, with the number of nodes and the name of the first.
+    /// Operators that nothing here can compute, with the number of nodes and the name of the first. Those
+    /// that only lack the types of what unknown operators make are not listed.
     pub fn unsupported(&self) -> BTreeMap<String, (usize, String)> {
         let mut found = BTreeMap::new();
         for (_, node) in self.graph.nodes() {
-            if matches!(node.op, Op::Opaque(_)) {
+            let Op::Opaque(op) = &node.op else { continue };
+            let typed = node.operands().all(|v| self.graph.ty(v).is_some());
+            if typed || !crate::onnx::knows(&op.domain, &op.op_type) {
                 found.entry(node.op.name()).or_insert_with(|| (0, node.name.clone())).0 += 1;
             }
         }
         found
+    }
+
+    /// [`Source::unsupported`] as text.
+    fn unsupported_text(&self) -> Option<String> {
+        let one = |(op, (n, first)): (String, (usize, String))| match n {
+            1 => format!("{} (node '{}')", text::name(&op), text::name(&first)),
+            n => format!("{} ({n} nodes, first '{}')", text::name(&op), text::name(&first)),
+        };
+        let list: Vec<String> = self.unsupported().into_iter().map(one).collect();
+        (!list.is_empty()).then(|| list.join(", "))
     }
 
     /// An error that lists all unsupported operators, if there are any.
@@ -106,19 +119,13 @@ impl Source {
     /// # Errors
     /// When there are.
     pub fn require_supported(&self) -> Result<(), Error> {
-        let found = self.unsupported();
-        if found.is_empty() {
-            return Ok(());
+        match self.unsupported_text() {
+            None => Ok(()),
+            Some(list) => {
+                Err(Error::input(format!("{}: unsupported operators: {list}", self.path.display()))
+                    .help("export the model with standard operators only; README.md lists those supported"))
+            }
         }
-        let list: Vec<String> = found
-            .iter()
-            .map(|(op, (n, first))| match n {
-                1 => format!("{} (node '{}')", text::name(op), text::name(first)),
-                n => format!("{} ({n} nodes, first '{}')", text::name(op), text::name(first)),
-            })
-            .collect();
-        Err(Error::input(format!("{}: unsupported operators: {}", self.path.display(), list.join(", ")))
-            .help("export the model with standard operators only; README.md lists those supported"))
     }
 
     /// The chain of layers.
@@ -158,7 +165,13 @@ impl Source {
                 if self.is_rewritten() { 0 } else { self.chain.as_ref().map_or(0, |c| c.layers.len()) };
             return plan.place(layers).map_err(plan_error);
         }
-        plan.place(self.chain()?.layers.len()).map_err(|e| plan_error(e).about(&self.path))
+        plan.place(self.chain()?.layers.len()).map_err(|e| {
+            let error = plan_error(e).about(&self.path);
+            match self.unsupported_text() {
+                Some(list) => error.help(format!("operators that snlp does not know end the chain: {list}")),
+                None => error,
+            }
+        })
     }
 
     /// The layer-parallel graph of a placed plan.

@@ -199,7 +199,7 @@ const TYPICAL: Limits = Limits {
     max_workgroup_memory: 32 << 10,
     min_offset_alignment: 256,
     software: false,
-    subgroups: true,
+    subgroup_size: 32,
 };
 
 impl Figures {

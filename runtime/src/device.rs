@@ -5,12 +5,16 @@
 //! errors) are recorded and become errors at the next synchronisation: no run returns data after one.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
 
 use crate::error::RuntimeError;
 use crate::kernels::Limits;
 use crate::pipelines::Pipelines;
 use crate::weights::{WeightReport, WeightStore};
+
+/// How long a callback may take once the device is idle.
+const CALLBACK: Duration = Duration::from_secs(10);
 
 /// Hardware or software.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,11 +59,12 @@ impl DeviceInfo {
             wgpu::DeviceType::Other => DeviceKind::Unknown,
         };
         let features = usable_features(adapter.features());
-        let limits = Limits::of(
-            &adapter.limits(),
-            kind == DeviceKind::Software,
-            features.contains(wgpu::Features::SUBGROUP),
-        );
+        let fixed = info.subgroup_min_size == info.subgroup_max_size;
+        let subgroup_size = match features.contains(wgpu::Features::SUBGROUP) && fixed {
+            true => info.subgroup_min_size,
+            false => 0,
+        };
+        let limits = Limits::of(&adapter.limits(), kind == DeviceKind::Software, subgroup_size);
         let driver = format!("{} {}", info.driver, info.driver_info);
         DeviceInfo {
             name: info.name,
@@ -100,7 +105,7 @@ fn usable_features(all: wgpu::Features) -> wgpu::Features {
 }
 
 impl Limits {
-    fn of(limits: &wgpu::Limits, software: bool, subgroups: bool) -> Self {
+    fn of(limits: &wgpu::Limits, software: bool, subgroup_size: u32) -> Self {
         Limits {
             max_storage_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
@@ -112,7 +117,7 @@ impl Limits {
                 .min_storage_buffer_offset_alignment
                 .max(limits.min_uniform_buffer_offset_alignment),
             software,
-            subgroups,
+            subgroup_size,
         }
     }
 }
@@ -346,17 +351,19 @@ impl Gpu {
             return Ok(Vec::new());
         }
         let failed = |message: String| RuntimeError::Gpu { during: "reading results".into(), message };
-        let outcome = Arc::new(Mutex::new(None));
-        let heard = outcome.clone();
+        let (sender, outcome) = mpsc::channel();
         let padded = bytes.next_multiple_of(4);
         self.guarded("mapping results", || {
-            staging.map_async(wgpu::MapMode::Read, 0..padded, move |result| *lock(&heard) = Some(result));
+            staging.map_async(wgpu::MapMode::Read, 0..padded, move |result| {
+                let _ = sender.send(result);
+            });
         })?;
         self.wait()?;
-        match lock(&outcome).take() {
-            Some(Ok(())) => {}
-            Some(Err(error)) => return Err(failed(error.to_string())),
-            None => return Err(failed("the mapping did not complete".into())),
+        // A wait on another thread may have taken the callback, and be about to call it.
+        match outcome.recv_timeout(CALLBACK) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(failed(error.to_string())),
+            Err(_) => return Err(failed("the mapping did not complete".into())),
         }
         let view = staging.get_mapped_range(0..padded).map_err(|e| failed(e.to_string()))?;
         let data = view[..bytes as usize].to_vec();

@@ -265,6 +265,22 @@ fn a_lost_device_is_an_error() {
 }
 
 #[test]
+fn threads_share_a_device() {
+    let Some(gpu) = gpu() else { return };
+    let x = [input("x", noise(9, &[1, 3, 8]))];
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let session = Session::new(&gpu, mlp(n(1), n(3), 8), Options::default()).unwrap();
+                for _ in 0..100 {
+                    session.run(&x).unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn each_dispatch_can_be_timed() {
     let Some(gpu) = gpu().filter(|g| g.has_timestamps()) else { return };
     let session = Session::new(&gpu, mlp(n(1), n(3), 8), Options::default()).unwrap();

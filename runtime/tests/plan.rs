@@ -6,7 +6,8 @@ mod common;
 use std::collections::{HashMap, HashSet};
 
 use common::*;
-use snlp_passes::ir::{Binary, DType, Dim, Graph, Op, Opaque, Tensor, Type, Unary, validate};
+use snlp_passes::ir::{Attention, Binary, DType, Dim, Graph, Op, Opaque, Tensor, Type, Unary, validate};
+use snlp_runtime::kernels::Limits;
 use snlp_runtime::schedule::{HostValue, Options, OutputSource, Place, Plan, ScheduleError, plan};
 
 fn planned(g: &Graph) -> Plan {
@@ -68,6 +69,48 @@ fn an_mlp_is_three_dispatches() {
     assert_eq!((stats.dispatches, stats.levels), (3, 3), "{}", p.dump());
     assert_eq!(stats.kernels.iter().find(|(k, _)| k.starts_with("matmul")).map(|(_, n)| *n), Some(2));
     assert!(stats.activation_bytes < stats.unshared_bytes + 256 * 4);
+}
+
+#[test]
+fn software_adapters_share_loads_where_subgroups_have_eight_lanes() {
+    let kernels = |rows: i64, software: bool, subgroup_size: u32| {
+        let g = mlp(n(2), n(rows), 8);
+        let device = Limits { software, subgroup_size, ..limits() };
+        let p = plan(validate(&g).unwrap(), &device, &Options::default()).unwrap();
+        let keys = p.steps.iter().map(|s| &s.launch.pipeline).filter(|k| k.source.starts_with("matmul"));
+        let found: HashSet<_> = keys.map(|k| (k.source, k.entry)).collect();
+        let grid = p.steps.iter().find(|s| s.launch.pipeline.source == "matmul_subgroup");
+        (found.into_iter().collect::<Vec<_>>(), grid.map_or(0, |s| s.launch.grid[0]))
+    };
+    assert_eq!(kernels(8, true, 8), (vec![("matmul_subgroup", "software")], 1));
+    // 16 rows of 258, or 32 of 258.
+    assert_eq!(kernels(128, true, 8).1, 16);
+    assert_eq!(kernels(129, true, 8).1, 9);
+    // Few rows, other subgroups, none, hardware.
+    assert_eq!(kernels(2, true, 8).0, [("matmul", "software")]);
+    assert_eq!(kernels(8, true, 4).0, [("matmul", "software")]);
+    assert_eq!(kernels(8, true, 0).0, [("matmul", "software")]);
+    assert_eq!(kernels(8, false, 8).0, [("matmul", "tiled")]);
+}
+
+#[test]
+fn attention_shares_loads_in_heads_that_fit_registers() {
+    let kernel = |queries: i64, head: i64, subgroup_size: u32| {
+        let mut g = Graph::new("attention");
+        let x = float_input(&mut g, "x", vec![n(2), n(3), n(queries), n(head)]);
+        let op = Attention { scale: 1.0, causal: true, window: None, softcap: None, safe: false };
+        let y = add(&mut g, Op::Attention(op), &[x, x, x]);
+        g.add_output("y", y);
+        let device = Limits { subgroup_size, ..limits() };
+        let p = plan(validate(&g).unwrap(), &device, &Options::default()).unwrap();
+        let [step] = &p.steps[..] else { panic!("{}", p.dump()) };
+        (step.launch.pipeline.source, step.launch.grid[0])
+    };
+    // Sixteen queries of one of six heads.
+    assert_eq!(kernel(17, 64, 8), ("attention_subgroup", 12));
+    assert_eq!(kernel(17, 65, 8).0, "attention");
+    assert_eq!(kernel(4, 64, 8).0, "attention");
+    assert_eq!(kernel(17, 64, 0).0, "attention");
 }
 
 #[test]
@@ -210,7 +253,7 @@ fn large_tables_and_matrices_are_split() {
     let turned = add(&mut g, Op::Transpose { perm: vec![1, 0] }, &[table]);
     let y = add(&mut g, Op::MatMul, &[x, turned]);
     g.add_output("y", y);
-    let small = snlp_runtime::kernels::Limits { max_storage_binding: 8192, ..limits() };
+    let small = Limits { max_storage_binding: 8192, ..limits() };
     let p = plan(validate(&g).unwrap(), &small, &Options::default()).unwrap();
     check(&p);
     assert!(p.stats().dispatches >= 6, "{}", p.dump());

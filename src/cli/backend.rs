@@ -181,7 +181,11 @@ pub fn runtime_error(e: RuntimeError) -> Error {
         E::DeviceLost(_) => (Kind::Device, "try again, or give --backend cpu"),
         E::Half { .. } => (Kind::Input, "give --dtype f32"),
         E::OutOfMemory { .. } => (Kind::Device, "use a smaller batch, --dtype f16, or --backend cpu"),
-        E::Input { .. } | E::Inputs { .. } | E::Bind(_) | E::Index { .. } | E::Integer { .. } => {
+        E::Bind(_) => (
+            Kind::Input,
+            "'snlp inspect' shows the inputs of the model; a sequence may be longer than its table of positions",
+        ),
+        E::Input { .. } | E::Inputs { .. } | E::Index { .. } | E::Integer { .. } => {
             (Kind::Input, "'snlp inspect' shows the inputs of the model")
         }
         E::Invalid(_) | E::Schedule(_) | E::Kernel(_) | E::Host { .. } | E::Cpu(_) => {

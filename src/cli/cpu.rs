@@ -67,7 +67,8 @@ impl CpuRunner {
         let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
             Error::input("the model cannot be prepared for the CPU").because(e).help("try --backend gpu")
         };
-        let mut graph = bind(&self.graph, bindings).map_err(|e| failed(e.into()))?;
+        let mut graph = bind(&self.graph, bindings)
+            .map_err(|e| runtime_error(snlp::runtime::RuntimeError::Bind(e.to_string())))?;
         lower(&mut graph, &Dialect::basic()).map_err(|e| failed(e.into()))?;
         let info = ModelInfo::standard(17);
         let options = WriteOptions { inline: true, ..WriteOptions::default() };

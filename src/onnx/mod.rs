@@ -28,6 +28,7 @@ use snlp_passes::ir::Graph;
 
 pub use error::{ErrorKind, OnnxError};
 pub use export::Written;
+pub(crate) use import::knows;
 
 /// Versions of the standard operator set that models may use.
 pub const OPSETS: RangeInclusive<i64> = 11..=25;

@@ -43,6 +43,10 @@ def options(k, init, elk):
 
 
 def row_plan(row):
+    """The plan of a table's row, or None where it is none of ours (see ORACLE.md)."""
+    # Fused rows read a tap inside the unit otherwise than we do; the last four layers lie behind it.
+    if row["method"] == "Fused" and row["K"] == 1 and row["M"] <= 4:
+        return f"1xF{row['M']}[tap=unit{',avg' if row['avg'] else ''}]"
     if row["method"] not in ("IDN_batched", "ChunkB", "HCN_batched", "ChunkB+VE kept"):
         return None
     extra = ",surrogate=identity" if row.get("surrogate") == "identity" else ""

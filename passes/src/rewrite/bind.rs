@@ -50,8 +50,14 @@ pub enum BindError {
         why: String,
     },
     /// The model contradicts itself at these sizes.
-    #[error("at these sizes: {0}")]
-    Graph(#[from] GraphError),
+    #[error("the model contradicts itself at {sizes}: {source}")]
+    Graph {
+        /// The sizes given, as `batch = 1, sequence = 9`.
+        sizes: String,
+        /// Where and how.
+        #[source]
+        source: GraphError,
+    },
     /// The clean-up failed.
     #[error(transparent)]
     Pass(#[from] PassError),
@@ -71,11 +77,17 @@ pub fn bind(graph: &Graph, bindings: &Bindings) -> Result<Graph, BindError> {
         return Err(BindError::Negative { symbol: symbol.name().into(), size: *size });
     }
     let mut bound = Graph::new(&graph.name);
-    for (output, value) in graph.outputs.iter().zip(copy_into(&mut bound, graph, bindings)?) {
+    let values = copy_into(&mut bound, graph, bindings)
+        .map_err(|source| BindError::Graph { sizes: sizes_text(bindings), source })?;
+    for (output, value) in graph.outputs.iter().zip(values) {
         bound.add_output(&output.name, value);
     }
     settle_bound(&mut bound, &mut Notes::default())?;
     Ok(bound)
+}
+
+fn sizes_text(bindings: &Bindings) -> String {
+    bindings.iter().map(|(s, n)| format!("{} = {n}", s.name())).collect::<Vec<_>>().join(", ")
 }
 
 /// Symbols that inputs declare and that shape arithmetic uses.
@@ -190,7 +202,7 @@ mod tests {
         let (x, y) = (g.add_input("x", f32s(&[-1])), g.add_input("y", f32s(&[-2])));
         let sum = g.bin(crate::ir::Binary::Add, x, y);
         g.add_output("sum", sum);
-        assert!(matches!(bind(&g, &symbols(&[("b", 2), ("t", 3)])), Err(BindError::Graph(_))));
+        assert!(matches!(bind(&g, &symbols(&[("b", 2), ("t", 3)])), Err(BindError::Graph { .. })));
     }
 
     #[test]

@@ -14,6 +14,8 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::PassError;
+use super::driver::clean_up_exact;
 use super::units::{Evaluated, PartialTaps, SegmentContext, evaluate};
 use super::vectorize::{Batched, VectorizeError};
 use crate::analysis::{Chain, Event, Mismatch, Tap, Transfer, state_dependent};
@@ -76,6 +78,9 @@ pub enum ParallelizeError {
     /// The result is not a valid graph: a defect of the rewrite.
     #[error("the rewrite made an invalid graph: {0}")]
     Invalid(#[from] Invalid),
+    /// The result could not be simplified: a defect of the clean-up.
+    #[error("the rewritten graph cannot be simplified: {0}")]
+    Pass(#[from] PassError),
 }
 
 /// Applies a plan to a cleaned-up graph and its chain.
@@ -106,6 +111,7 @@ pub fn parallelize(
     let mut graph = rewrite.graph;
     graph.remove_dead();
     validate(&graph)?;
+    clean_up_exact(&mut graph)?;
     let corrections = graph.nodes().filter(|(_, n)| matches!(n.op, Op::Correction(_))).count();
     Ok(Parallelized { graph, segments, corrections })
 }

@@ -22,11 +22,15 @@ override INTEGER: bool = false;
 override LAST: bool = false;
 override SMALLEST: bool = false;
 
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> zero: u32;
+
 // First elements of a row: x, out.
 fn starts(row: u32) -> vec2<u32> {
     var at = vec2<u32>(p.offset_x, p.offset_out);
     var rest = row;
-    for (var d = p.rank - 1u; d > 0u; d--) {
+    for (var d = p.rank - 1u + zero; d > 0u; d--) {
         let size = p.outer[d / 4u][d % 4u];
         at += (rest % size) * vec2<u32>(p.outer_x[d / 4u][d % 4u], p.outer_out[d / 4u][d % 4u]);
         rest = rest / size;
@@ -57,12 +61,15 @@ fn ahead(a: Best, b: Best) -> bool {
 
 @compute @workgroup_size(WG)
 fn by_row(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
     let row = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
     if (row >= p.rows) { return; }
     let start = starts(row);
+    let width = p.width + zero;
+    let along = p.along_x;
     var best = Best(x[start.x], 0u);
-    for (var i = 1u; i < p.width; i++) {
-        let next = Best(x[start.x + i * p.along_x], i);
+    for (var i = 1u; i < width; i++) {
+        let next = Best(x[start.x + i * along], i);
         if (ahead(next, best)) { best = next; }
     }
     out[start.y] = best.at;

@@ -14,6 +14,10 @@ const MAX_BATCH: usize = 3;
 pub const MAX_HEAD: u32 = 256;
 /// Up to this many queries a workgroup takes one query and divides the keys.
 const DECODE: u32 = 4;
+/// Lanes that the kernel with subgroup operations is written for.
+const LANES: u32 = 8;
+/// Largest head that it keeps in registers.
+const MAX_SUBGROUP_HEAD: u32 = 64;
 
 /// An attention, as the operator of the IR defines it.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub struct Attention<'a> {
 pub enum Variant {
     /// An invocation per query; no workgroup memory.
     Software,
+    /// A subgroup of eight lanes per 16 queries, for heads up to 64; lanes share what they load.
+    Subgroup,
     /// A workgroup per query, its invocations dividing the keys.
     Decode,
     /// A workgroup per 16 queries.
@@ -51,7 +57,10 @@ impl Attention<'_> {
     /// axes remain after merging.
     pub fn launch(&self, limits: &Limits) -> Result<Launch, KernelError> {
         let queries = self.q.view.shape.iter().rev().nth(1).copied().unwrap_or(0);
+        let head = [self.q, self.v].map(|o| o.view.shape.last().copied().unwrap_or(0));
+        let fits = limits.subgroup_size == LANES && head.iter().all(|d| *d <= MAX_SUBGROUP_HEAD);
         let variant = match (limits.software, queries) {
+            (true, queries) if queries > DECODE && fits => Variant::Subgroup,
             (true, _) => Variant::Software,
             (false, 0..=DECODE) => Variant::Decode,
             (false, _) => Variant::Tiled,
@@ -91,9 +100,14 @@ impl Attention<'_> {
         if !fits {
             return Err(misfit());
         }
-        if d > MAX_HEAD || e > MAX_HEAD {
-            let (needed, limit) = (d.max(e).into(), MAX_HEAD.into());
+        let most = if variant == Variant::Subgroup { MAX_SUBGROUP_HEAD } else { MAX_HEAD };
+        if d > most || e > most {
+            let (needed, limit) = (d.max(e).into(), most.into());
             return Err(KernelError::Limit { kernel: KERNEL, what: "size of a head", needed, limit });
+        }
+        if variant == Variant::Subgroup && limits.subgroup_size != LANES {
+            let (needed, limit) = (LANES.into(), limits.subgroup_size.into());
+            return Err(KernelError::Limit { kernel: KERNEL, what: "subgroup", needed, limit });
         }
         let total = count(KERNEL, shape)?;
         let with = |tail: [u32; 3]| [&shape[..outer], &tail].concat();
@@ -114,13 +128,13 @@ impl Attention<'_> {
             .map(|o| o.map_or(0, |o| o.view.offset));
 
         let rows = total.checked_div(e).unwrap_or(0);
+        // Sixteen queries of one head.
+        let blocks = u64::from(queries.div_ceil(16)) * u64::from(rows.checked_div(queries).unwrap_or(0));
         let (entry, workgroup, groups) = match variant {
             Variant::Software => ("software", 32, u64::from(rows.div_ceil(32))),
+            Variant::Subgroup => ("software", LANES, blocks),
             Variant::Decode => ("decode", 128, u64::from(rows)),
-            Variant::Tiled => {
-                let outer_rows = rows.checked_div(queries).unwrap_or(0);
-                ("tiled", 128, u64::from(queries.div_ceil(16)) * u64::from(outer_rows))
-            }
+            Variant::Tiled => ("tiled", 128, blocks),
         };
         let a = &self.attributes;
         let mut words = Words::new().array(&batch.shape, 4);
@@ -145,10 +159,14 @@ impl Attention<'_> {
             .float(a.softcap.unwrap_or(0.0))
             .word(groups.min(u64::from(u32::MAX)) as u32)
             .done();
+        let (source, part, [of_d, of_e]) = match variant {
+            Variant::Subgroup => ("attention_subgroup", 8, ["D8", "E8"]),
+            _ => (KERNEL, 4, ["D4", "E4"]),
+        };
         let mut constants = vec![
             constant("WG", workgroup),
-            constant("D4", d.div_ceil(4).max(1)),
-            constant("E4", e.div_ceil(4).max(1)),
+            constant(of_d, d.div_ceil(part).max(1)),
+            constant(of_e, e.div_ceil(part).max(1)),
         ];
         let flags = [
             ("BOOL_MASK", self.mask.is_some_and(|m| m.scalar == Scalar::Bool)),
@@ -161,7 +179,7 @@ impl Attention<'_> {
         constants.extend(flags.iter().filter(|(_, on)| *on).map(|(name, _)| constant(name, 1)));
         let operands = [Some(self.q), Some(self.k), Some(self.v), self.mask, Some(self.out)];
         Ok(Launch {
-            pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
+            pipeline: PipelineKey { source, entry, types: vec![], constants },
             params,
             reads: 4,
             grid: grid(KERNEL, groups, limits)?,

@@ -51,6 +51,10 @@ override SAFE: bool = false;
 
 const LOWEST: f32 = -3.4028234e38;
 
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> zero: u32;
+
 // Where one head of one batch element starts.
 struct Head {
     q: u32,
@@ -65,7 +69,7 @@ fn head(index: u32) -> Head {
     var rest = index / p.heads;
     var at = vec4<u32>(0u, 0u, 0u, 1u);
     for (var d = 2u; d > 0u; d--) {
-        if (p.batch[d] != 0u) {
+        if (p.batch[d] + zero != 0u) {
             at[d] = rest % p.batch[d];
             rest = rest / p.batch[d];
         }
@@ -92,7 +96,7 @@ fn range(t: u32) -> vec2<u32> {
     var end = i32(p.keys);
     if (CAUSAL) { end = clamp(last + 1, 0, end); }
     // A window of at least all keys and queries excludes nothing.
-    if (WINDOW && p.window < p.keys + p.queries) { first = clamp(last - i32(p.window) + 1, 0, i32(p.keys)); }
+    if (WINDOW && p.window < p.keys + p.queries + zero) { first = clamp(last - i32(p.window) + 1, 0, i32(p.keys)); }
     return vec2<u32>(u32(first), u32(max(end, first)));
 }
 
@@ -156,6 +160,7 @@ fn divisor(total: f32, seen: bool) -> f32 {
 
 @compute @workgroup_size(WG)
 fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
     let row = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
     if (row >= p.rows) { return; }
     let t = row % p.queries;

@@ -31,11 +31,15 @@ struct Params {
 override WG: u32 = 64u;
 override LAST_ONLY: bool = false;
 
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> zero: u32;
+
 // First elements: f, s, out.
 fn starts(element: u32) -> vec3<u32> {
     var at = p.offsets.xyz;
     var rest = element;
-    for (var d = p.rank; d > 0u; d--) {
+    for (var d = p.rank + zero; d > 0u; d--) {
         let a = (d - 1u) / 4u;
         let b = (d - 1u) % 4u;
         let size = p.state[a][b];
@@ -47,29 +51,34 @@ fn starts(element: u32) -> vec3<u32> {
 
 @compute @workgroup_size(WG)
 fn prefix(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
     let i = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
     if (i >= p.count) { return; }
     let at = starts(i);
     var carry = 0.0;
-    for (var j = 0u; j < p.units; j++) {
-        let corrected = f[at.x + j * p.unit.x] + carry;
-        if (!LAST_ONLY || j + 1u == p.units) { out[at.z + j * p.unit.z] = corrected; }
-        carry = corrected - s[at.y + j * p.unit.y];
+    let units = p.units + zero;
+    let unit = p.unit;
+    for (var j = 0u; j < units; j++) {
+        let corrected = f[at.x + j * unit.x] + carry;
+        if (!LAST_ONLY || j + 1u == units) { out[at.z + j * unit.z] = corrected; }
+        carry = corrected - s[at.y + j * unit.y];
     }
 }
 
 @compute @workgroup_size(WG)
 fn linear(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
     let i = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
     if (i >= p.count) { return; }
     let at = starts(i % p.elements);
     let rest = i / p.elements;
-    let q = rest % p.streams;
+    let streams = p.streams + zero;
+    let q = rest % streams;
     let j = select(rest / p.streams, p.units - 1u, LAST_ONLY);
     let row = p.offsets.w + (j * p.streams + q) * p.t_row;
     var sum = s[at.y + j * p.unit.y + q * p.stream.y];
     for (var u = 0u; u <= j; u++) {
-        for (var r = 0u; r < p.streams; r++) {
+        for (var r = 0u; r < streams; r++) {
             let change = f[at.x + u * p.unit.x + r * p.stream.x] - s[at.y + u * p.unit.y + r * p.stream.y];
             sum += t[row + (u * p.streams + r) * p.t_column] * change;
         }

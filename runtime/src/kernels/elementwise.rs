@@ -10,7 +10,7 @@ use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar, View};
 const KERNEL: &str = "elementwise";
 const WORKGROUP: u32 = 64;
 /// Up to this many elements a software adapter interprets the program, which spares it a compilation.
-const INTERPRET: u32 = 1 << 17;
+const INTERPRET: u32 = 1 << 12;
 
 /// A program with its operands.
 #[derive(Debug)]

@@ -65,6 +65,10 @@ override OP13: u32 = 0u; override A13: u32 = 0u; override B13: u32 = 0u; overrid
 override OP14: u32 = 0u; override A14: u32 = 0u; override B14: u32 = 0u; override C14: u32 = 0u;
 override OP15: u32 = 0u; override A15: u32 = 0u; override B15: u32 = 0u; override C15: u32 = 0u;
 
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> zero: u32;
+
 var<private> r: array<u32, 32>;
 var<private> coord: array<u32, 8>;
 
@@ -78,6 +82,7 @@ fn address(slot: u32) -> u32 {
 
 // Finds this invocation's coordinates and index inputs; false beyond the last element.
 fn locate(w: vec3<u32>, n: vec3<u32>, l: u32) -> bool {
+    if (INTERPRET) { zero = l >> 16u; }
     let i = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
     if (i >= p.count) { return false; }
     var rest = i;
@@ -403,7 +408,7 @@ fn run() {
         r[8u + n] = p.constants[n / 4u][n % 4u];
     }
     if (INTERPRET) {
-        for (var s = 0u; s < p.steps_len; s++) {
+        for (var s = 0u; s < p.steps_len + zero; s++) {
             let q = p.steps[s];
             r[16u + s] = apply(q.x, r[q.y], r[q.z], r[q.w]);
         }

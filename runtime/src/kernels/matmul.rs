@@ -14,6 +14,12 @@ const KERNEL: &str = "matmul";
 const MAX_BATCH: usize = 4;
 /// Rows that the workgroup-per-columns kernel takes.
 const GEMV_ROWS: u32 = 4;
+/// Lanes that the kernel with subgroup operations is written for.
+const LANES: u32 = 8;
+/// Up to this many rows it would compute more than it saves.
+const FEW_ROWS: u32 = 4;
+/// Beyond this many rows it takes 32 at once, which repays a longer compilation, else 16.
+const MANY_ROWS: u32 = 256;
 
 /// A matrix product.
 #[derive(Debug)]
@@ -41,6 +47,8 @@ pub struct Matmul<'a> {
 pub enum Variant {
     /// An invocation computes some rows by four columns; no workgroup memory.
     Software,
+    /// A subgroup of eight lanes computes 16 or 32 rows by 32 columns; lanes share what they load.
+    Subgroup,
     /// A workgroup computes up to four rows by 32 columns, its invocations dividing the contraction.
     Gemv,
     /// A workgroup computes a 64×64 tile through workgroup memory.
@@ -66,6 +74,7 @@ impl Matmul<'_> {
     pub fn launch(&self, limits: &Limits) -> Result<Launch, KernelError> {
         let problem = self.problem()?;
         let variant = match (limits.software, problem.m) {
+            (true, m) if m > FEW_ROWS && limits.subgroup_size == LANES => Variant::Subgroup,
             (true, _) => Variant::Software,
             (false, 0..=GEMV_ROWS) => Variant::Gemv,
             (false, _) => Variant::Tiled,
@@ -159,11 +168,16 @@ impl Matmul<'_> {
         let batches: u64 = batch.shape.iter().map(|d| u64::from(*d)).product();
         let contracted: u64 = contract.shape.iter().map(|d| u64::from(*d)).product();
         let (entry, workgroup, rows, columns) = match variant {
+            Variant::Subgroup => ("software", LANES, if *m > MANY_ROWS { 32 } else { 16 }, 4 * LANES),
             // Few rows leave registers for nothing else; more rows reuse each element of b.
             Variant::Software => ("software", 32, (*m).clamp(1, 8), 4 * 32),
             Variant::Gemv => ("gemv", 256, (*m).clamp(1, GEMV_ROWS), 32),
             Variant::Tiled => ("tiled", 256, 64, 64),
         };
+        if variant == Variant::Subgroup && limits.subgroup_size != LANES {
+            let (needed, limit) = (LANES.into(), limits.subgroup_size.into());
+            return Err(KernelError::Limit { kernel: KERNEL, what: "subgroup", needed, limit });
+        }
         if workgroup > limits.max_invocations {
             let (needed, limit) = (workgroup.into(), limits.max_invocations.into());
             return Err(KernelError::Limit { kernel: KERNEL, what: "workgroup", needed, limit });
@@ -189,15 +203,19 @@ impl Matmul<'_> {
             ("BIAS", self.bias.is_some()),
             ("RESIDUAL", self.residual.is_some()),
             ("A_ALONG_K", variant == Variant::Tiled && inner[0][2] == 1),
-            ("B_ALONG_K", variant != Variant::Software && inner[1][1] == 1 && inner[1][2] != 1),
+            (
+                "B_ALONG_K",
+                matches!(variant, Variant::Gemv | Variant::Tiled) && inner[1][1] == 1 && inner[1][2] != 1,
+            ),
         ];
         constants.extend(flags.iter().filter(|(_, on)| *on).map(|(name, _)| constant(name, 1)));
         if let Some(op) = self.activation {
             constants.push(constant("ACTIVATION", activation(op)?));
         }
+        let source = if variant == Variant::Subgroup { "matmul_subgroup" } else { KERNEL };
         let operands = [Some(self.a), Some(self.b), self.bias, self.residual, Some(self.out)];
         Ok(Launch {
-            pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
+            pipeline: PipelineKey { source, entry, types: vec![], constants },
             params: words.array(&sizes, 8).done(),
             reads: 4,
             grid: grid(KERNEL, groups, limits)?,

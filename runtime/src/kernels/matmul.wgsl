@@ -47,6 +47,10 @@ override ACTIVATION: u32 = 0u;
 override A_ALONG_K: bool = false;
 override B_ALONG_K: bool = false;
 
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> zero: u32;
+
 fn load_b(i: u32) -> f32 {
     if (B_HALF) {
         let pair = unpack2x16float(b[i / 2u]);
@@ -64,7 +68,7 @@ fn unravel(index: u32, shape: vec4<u32>) -> vec4<u32> {
     var at = vec4<u32>(0u);
     var rest = index;
     for (var d = 3u; d > 0u; d--) {
-        if (shape[d] != 0u) {
+        if (shape[d] + zero != 0u) {
             at[d] = rest % shape[d];
             rest = rest / shape[d];
         }
@@ -136,8 +140,10 @@ fn tile(group: u32) -> Tile {
     return Tile(unravel(rest / p.tiles_m, p.batch), rest % p.tiles_m, group % p.tiles_n);
 }
 
+// Every load counts, so parameters are read before the loop; sums with constant indices stay in registers.
 @compute @workgroup_size(WG)
 fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
     let group = w.x + n.x * (w.y + n.y * w.z);
     if (group >= p.groups) { return; }
     let t = tile(group);
@@ -147,28 +153,35 @@ fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     let base_a = p.a.x + dot4(t.at, p.batch_a);
     let base_b = p.b.x + dot4(t.at, p.batch_b);
     let columns = min(vec4<u32>(column, column + 1u, column + 2u, column + 3u), vec4<u32>(p.n - 1u)) * p.b.z;
-    var rows: array<u32, 8>;
+    let near = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u)) * p.a.y;
+    let far = min(vec4<u32>(row + 4u, row + 5u, row + 6u, row + 7u), vec4<u32>(p.m - 1u)) * p.a.y;
+    let contracted = p.contracted + zero;
+    let depth = p.k + zero;
+    let step_a = p.a.z;
+    let step_b = p.b.y;
     var sum: array<vec4<f32>, 8>;
-    for (var r = 0u; r < ROWS; r++) {
-        rows[r] = min(row + r, p.m - 1u) * p.a.y;
-        sum[r] = vec4<f32>(0.0);
-    }
-    for (var c = 0u; c < p.contracted; c++) {
+    for (var c = 0u; c < contracted; c++) {
         let at = unravel(c, p.contract);
-        let start_a = base_a + dot4(at, p.contract_a);
-        let start_b = base_b + dot4(at, p.contract_b);
-        for (var k = 0u; k < p.k; k++) {
-            let i = columns + (start_b + k * p.b.y);
+        var j = base_a + dot4(at, p.contract_a);
+        var i = columns + (base_b + dot4(at, p.contract_b));
+        for (var k = 0u; k < depth; k++) {
             let y = vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w));
-            let j = start_a + k * p.a.z;
-            for (var r = 0u; r < ROWS; r++) {
-                sum[r] = fma(vec4<f32>(a[j + rows[r]]), y, sum[r]);
-            }
+            sum[0] = fma(vec4<f32>(a[j + near.x]), y, sum[0]);
+            if (ROWS > 1u) { sum[1] = fma(vec4<f32>(a[j + near.y]), y, sum[1]); }
+            if (ROWS > 2u) { sum[2] = fma(vec4<f32>(a[j + near.z]), y, sum[2]); }
+            if (ROWS > 3u) { sum[3] = fma(vec4<f32>(a[j + near.w]), y, sum[3]); }
+            if (ROWS > 4u) { sum[4] = fma(vec4<f32>(a[j + far.x]), y, sum[4]); }
+            if (ROWS > 5u) { sum[5] = fma(vec4<f32>(a[j + far.y]), y, sum[5]); }
+            if (ROWS > 6u) { sum[6] = fma(vec4<f32>(a[j + far.z]), y, sum[6]); }
+            if (ROWS > 7u) { sum[7] = fma(vec4<f32>(a[j + far.w]), y, sum[7]); }
+            i += step_b;
+            j += step_a;
         }
     }
+    var done = sum;
     for (var r = 0u; r < ROWS; r++) {
         for (var q = 0u; q < 4u; q++) {
-            store(t.at, row + r, column + q, sum[r][q]);
+            store(t.at, row + r, column + q, done[r][q]);
         }
     }
 }

@@ -173,8 +173,8 @@ pub struct Limits {
     pub min_offset_alignment: u32,
     /// A software adapter: kernels without workgroup memory are faster.
     pub software: bool,
-    /// Subgroup operations may be used.
-    pub subgroups: bool,
+    /// Lanes of every subgroup; 0 where sizes vary or subgroup operations may not be used.
+    pub subgroup_size: u32,
 }
 
 /// Why a kernel cannot be launched.

@@ -41,6 +41,10 @@ fn load_x(i: u32) -> f32 { return decode(x[select(i, i / 2u, X_HALF)], i, X_HALF
 fn load_scale(i: u32) -> f32 { return decode(scale[select(i, i / 2u, SCALE_HALF)], i, SCALE_HALF); }
 fn load_bias(i: u32) -> f32 { return decode(bias[select(i, i / 2u, BIAS_HALF)], i, BIAS_HALF); }
 
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> zero: u32;
+
 fn dot4(a: vec4<u32>, b: vec4<u32>) -> u32 {
     return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
 }
@@ -49,7 +53,7 @@ fn unravel(index: u32, shape: vec4<u32>) -> vec4<u32> {
     var at = vec4<u32>(0u);
     var rest = index;
     for (var d = 3u; d > 0u; d--) {
-        if (shape[d] != 0u) {
+        if (shape[d] + zero != 0u) {
             at[d] = rest % shape[d];
             rest = rest / shape[d];
         }
@@ -64,8 +68,7 @@ fn starts(row: u32) -> vec4<u32> {
     return p.offsets + vec4<u32>(dot4(at, p.outer_x), dot4(at, p.outer_scale), dot4(at, p.outer_bias), dot4(at, p.outer_out));
 }
 
-fn write(start: vec4<u32>, i: u32, mean: f32, factor: f32) {
-    let at = start + p.along * i;
+fn write(at: vec4<u32>, mean: f32, factor: f32) {
     var y = (load_x(at.x) - mean) * factor;
     if (SCALE) { y *= load_scale(at.y); }
     if (BIAS) { y += load_bias(at.z); }
@@ -74,21 +77,24 @@ fn write(start: vec4<u32>, i: u32, mean: f32, factor: f32) {
 
 @compute @workgroup_size(WG)
 fn by_row(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
     let row = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
     if (row >= p.rows) { return; }
     let start = starts(row);
+    let along = p.along;
+    let width = p.width + zero;
     var mean = 0.0;
     if (CENTER) {
-        for (var i = 0u; i < p.width; i++) { mean += load_x(start.x + i * p.along.x); }
-        mean = mean / f32(p.width);
+        for (var i = 0u; i < width; i++) { mean += load_x(start.x + i * along.x); }
+        mean = mean / f32(width);
     }
     var square = 0.0;
-    for (var i = 0u; i < p.width; i++) {
-        let d = load_x(start.x + i * p.along.x) - mean;
+    for (var i = 0u; i < width; i++) {
+        let d = load_x(start.x + i * along.x) - mean;
         square += d * d;
     }
-    let factor = 1.0 / sqrt(square / f32(p.width) + p.epsilon);
-    for (var i = 0u; i < p.width; i++) { write(start, i, mean, factor); }
+    let factor = 1.0 / sqrt(square / f32(width) + p.epsilon);
+    for (var i = 0u; i < width; i++) { write(start + along * i, mean, factor); }
 }
 
 var<workgroup> partial: array<f32, 256>;
@@ -121,5 +127,5 @@ fn by_group(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
         square += d * d;
     }
     let factor = 1.0 / sqrt(sum(square, l) / f32(p.width) + p.epsilon);
-    for (var i = l; i < p.width; i += WG) { write(start, i, mean, factor); }
+    for (var i = l; i < p.width; i += WG) { write(start + p.along * i, mean, factor); }
 }

@@ -26,11 +26,15 @@ override OP: u32 = 0u;
 
 fn is_nan(v: f32) -> bool { return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u; }
 
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> zero: u32;
+
 // First elements of a row: x, out.
 fn starts(row: u32) -> vec2<u32> {
     var at = vec2<u32>(p.offset_x, p.offset_out);
     var rest = row;
-    for (var d = p.outer_rank - 1u; d > 0u; d--) {
+    for (var d = p.outer_rank - 1u + zero; d > 0u; d--) {
         let size = p.outer[d / 4u][d % 4u];
         at += (rest % size) * vec2<u32>(p.outer_x[d / 4u][d % 4u], p.outer_out[d / 4u][d % 4u]);
         rest = rest / size;
@@ -41,7 +45,7 @@ fn starts(row: u32) -> vec2<u32> {
 fn load(start: u32, term: u32) -> u32 {
     var at = start;
     var rest = term;
-    for (var d = p.inner_rank - 1u; d > 0u; d--) {
+    for (var d = p.inner_rank - 1u + zero; d > 0u; d--) {
         let size = p.inner[d / 4u][d % 4u];
         at += (rest % size) * p.inner_x[d / 4u][d % 4u];
         rest = rest / size;
@@ -104,7 +108,7 @@ fn combine(op: u32, a: u32, b: u32) -> u32 {
 
 fn finish(word: u32, most: f32) -> u32 {
     if (INTEGER) {
-        if (OP == 1u && p.width > 0u) { return bitcast<u32>(bitcast<i32>(word) / i32(p.width)); }
+        if (OP == 1u && p.width + zero > 0u) { return bitcast<u32>(bitcast<i32>(word) / i32(p.width)); }
         return word;
     }
     let v = bitcast<f32>(word);
@@ -125,17 +129,19 @@ fn anchor(word: u32) -> f32 {
 
 @compute @workgroup_size(WG)
 fn by_row(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
     let row = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
     if (row >= p.rows) { return; }
     let start = starts(row);
+    let width = p.width + zero;
     var most = 0.0;
     if (OP == 9u) {
         var top = neutral(2u);
-        for (var i = 0u; i < p.width; i++) { top = combine(2u, top, load(start.x, i)); }
+        for (var i = 0u; i < width; i++) { top = combine(2u, top, load(start.x, i)); }
         most = anchor(top);
     }
     var sum = neutral(OP);
-    for (var i = 0u; i < p.width; i++) { sum = combine(OP, sum, term(OP, load(start.x, i), most)); }
+    for (var i = 0u; i < width; i++) { sum = combine(OP, sum, term(OP, load(start.x, i), most)); }
     out[start.y] = finish(sum, most);
 }
 

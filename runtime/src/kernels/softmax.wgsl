@@ -20,11 +20,15 @@ struct Params {
 override WG: u32 = 64u;
 override LOG: bool = false;
 
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> zero: u32;
+
 // First elements of a row: x, out.
 fn starts(row: u32) -> vec2<u32> {
     var at = vec2<u32>(p.offset_x, p.offset_out);
     var rest = row;
-    for (var d = p.rank - 1u; d > 0u; d--) {
+    for (var d = p.rank - 1u + zero; d > 0u; d--) {
         let size = p.outer[d / 4u][d % 4u];
         at += (rest % size) * vec2<u32>(p.outer_x[d / 4u][d % 4u], p.outer_out[d / 4u][d % 4u]);
         rest = rest / size;
@@ -50,16 +54,19 @@ fn top(most: f32, first: f32) -> f32 { return select(most, first, most == LOWEST
 
 @compute @workgroup_size(WG)
 fn by_row(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
     let row = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
     if (row >= p.rows) { return; }
     let start = starts(row);
+    let width = p.width + zero;
+    let along = vec2<u32>(p.along_x, p.along_out);
     var most = LOWEST;
-    for (var i = 0u; i < p.width; i++) { most = max(most, x[start.x + i * p.along_x]); }
+    for (var i = 0u; i < width; i++) { most = max(most, x[start.x + i * along.x]); }
     most = top(most, x[start.x]);
     var total = 0.0;
-    for (var i = 0u; i < p.width; i++) { total += exp_(x[start.x + i * p.along_x] - most); }
-    for (var i = 0u; i < p.width; i++) {
-        write(start.y + i * p.along_out, x[start.x + i * p.along_x], most, total);
+    for (var i = 0u; i < width; i++) { total += exp_(x[start.x + i * along.x] - most); }
+    for (var i = 0u; i < width; i++) {
+        write(start.y + i * along.y, x[start.x + i * along.x], most, total);
     }
 }
 

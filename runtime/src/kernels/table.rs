@@ -34,11 +34,13 @@ macro_rules! sources {
 pub const SOURCES: &[Source] = sources![
     "argmax",
     "attention",
+    "attention_subgroup",
     "conv",
     "correction",
     "elementwise",
     "gather",
     "matmul",
+    "matmul_subgroup",
     "norm",
     "reduce",
     "rotary",
@@ -79,8 +81,12 @@ mod tests {
                 });
                 let flags = naga::valid::ValidationFlags::all();
                 // `unpack2x16float`, which every adapter but the oldest has.
-                let capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+                let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+                // What every adapter must compile does without subgroups.
+                capabilities.set(naga::valid::Capabilities::SUBGROUP, source.name.ends_with("_subgroup"));
                 let mut validator = naga::valid::Validator::new(flags, capabilities);
+                validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
+                validator.subgroup_operations(naga::valid::SubgroupOperationSet::BALLOT);
                 validator.validate(&module).unwrap_or_else(|e| {
                     panic!("{}.wgsl {variant:?}\n{}", source.name, e.emit_to_string(&text))
                 });

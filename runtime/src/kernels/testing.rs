@@ -16,7 +16,7 @@ pub(super) fn limits() -> Limits {
         max_workgroup_memory: 16 << 10,
         min_offset_alignment: 256,
         software: true,
-        subgroups: false,
+        subgroup_size: 0,
     }
 }
 
@@ -29,6 +29,7 @@ pub(super) fn hardware() -> Limits {
 pub(super) struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
+    subgroup_size: u32,
     pipelines: Mutex<HashMap<PipelineKey, Arc<wgpu::ComputePipeline>>>,
 }
 
@@ -48,6 +49,11 @@ pub(super) fn gpu() -> Option<&'static Gpu> {
 }
 
 impl Gpu {
+    /// Limits of a software device with this one's subgroups.
+    pub(super) fn limits(&self) -> Limits {
+        Limits { subgroup_size: self.subgroup_size, ..limits() }
+    }
+
     fn open() -> Option<Gpu> {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = wgpu::Backends::PRIMARY;
@@ -56,10 +62,15 @@ impl Gpu {
             pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).ok()?;
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             required_limits: adapter.limits(),
+            required_features: adapter.features() & wgpu::Features::SUBGROUP,
             ..Default::default()
         }))
         .ok()?;
-        Some(Gpu { device, queue, pipelines: Mutex::new(HashMap::new()) })
+        let info = adapter.get_info();
+        let fixed = info.subgroup_min_size == info.subgroup_max_size;
+        let usable = fixed && device.features().contains(wgpu::Features::SUBGROUP);
+        let subgroup_size = if usable { info.subgroup_min_size } else { 0 };
+        Some(Gpu { device, queue, subgroup_size, pipelines: Mutex::new(HashMap::new()) })
     }
 
     fn pipeline(&self, key: &PipelineKey, reads: usize, bindings: usize) -> Arc<wgpu::ComputePipeline> {

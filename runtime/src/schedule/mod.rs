@@ -101,11 +101,13 @@ fn lines(nodes: &[Unsupported]) -> String {
     nodes.iter().map(|n| format!("\n  {n}")).collect()
 }
 
-/// The nodes of a graph whose operators nothing here knows, whatever the shapes.
+/// The nodes of a graph whose operators nothing here knows, whatever the shapes; not those that only lack
+/// the types of what such nodes make.
 pub fn unknown_operators(graph: &Graph) -> Vec<Unsupported> {
     graph
         .nodes()
         .filter(|(_, node)| matches!(node.op, Op::Opaque(_)))
+        .filter(|(_, node)| node.operands().all(|v| graph.ty(v).is_some()))
         .map(|(_, node)| Unsupported {
             node: node.name.clone(),
             op: node.op.name(),

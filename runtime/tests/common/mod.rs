@@ -20,7 +20,7 @@ pub fn limits() -> Limits {
         max_workgroup_memory: 16384,
         min_offset_alignment: 256,
         software: true,
-        subgroups: false,
+        subgroup_size: 0,
     }
 }
 

@@ -39,6 +39,12 @@ use super::{Model, ModelInfo, OPSETS};
 /// More nodes than any model has, even with all its functions inlined.
 const MAX_NODES: usize = if cfg!(test) { 10_000 } else { 1_000_000 };
 
+/// Whether the IR has a counterpart of an operator. One that it has is opaque nevertheless where its attributes
+/// or the types of its operands are not understood.
+pub(crate) fn knows(domain_name: &str, op_type: &str) -> bool {
+    ops::lookup(domain(domain_name), op_type).is_some()
+}
+
 /// Reads a model from the bytes of its file; external data lies beside `path`.
 pub(super) fn read(data: Bytes, path: &Path) -> Result<Model, OnnxError> {
     let sha256 = sha256(&data);

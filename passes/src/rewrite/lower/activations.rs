@@ -23,9 +23,10 @@ pub(super) fn lower(
             with.gated(x, inside, Unary::Sigmoid).map(Some)
         }
         Unary::Mish if !dialect.mish => {
-            let inside = with.unary(Unary::Softplus, x)?;
+            let inside = if dialect.softplus { with.unary(Unary::Softplus, x)? } else { with.softplus(x)? };
             with.gated(x, inside, Unary::Tanh).map(Some)
         }
+        Unary::Softplus if !dialect.softplus => with.softplus(x).map(Some),
         Unary::HardSwish if !dialect.hard_swish => {
             with.gated(x, x, Unary::HardSigmoid { alpha: 1.0 / 6.0, beta: 0.5 }).map(Some)
         }
@@ -67,6 +68,17 @@ impl Build<'_> {
     fn plus_one(&mut self, x: ValueId) -> Result<ValueId, GraphError> {
         let one = self.graph.float_scalar(self.dtype, 1.0);
         self.binary(Binary::Add, x, one)
+    }
+
+    /// `max(x, 0) + log(1 + exp(-|x|))`.
+    fn softplus(&mut self, x: ValueId) -> Result<ValueId, GraphError> {
+        let size = self.unary(Unary::Abs, x)?;
+        let negative = self.unary(Unary::Neg, size)?;
+        let small = self.unary(Unary::Exp, negative)?;
+        let sum = self.plus_one(small)?;
+        let log = self.unary(Unary::Log, sum)?;
+        let large = self.unary(Unary::Relu, x)?;
+        self.binary(Binary::Add, large, log)
     }
 
     /// `x · f(inside)`.

@@ -35,6 +35,8 @@ pub struct Dialect {
     pub mish: bool,
     /// `HardSwish`.
     pub hard_swish: bool,
+    /// `Softplus` that does not overflow.
+    pub softplus: bool,
     /// `LayerNormalization` with a scale over the normalised axes, which is filled with ones where absent.
     pub layer_norm: bool,
     /// `RMSNormalization`, likewise.
@@ -65,6 +67,7 @@ impl Dialect {
             swish: opset >= 24,
             mish: opset >= 18,
             hard_swish: opset >= 14,
+            softplus: true,
             layer_norm: opset >= 17,
             rms_norm: opset >= 23,
             rotary: false,
@@ -83,6 +86,7 @@ impl Dialect {
             swish: false,
             mish: false,
             hard_swish: false,
+            softplus: false,
             layer_norm: false,
             rms_norm: false,
             rotary: false,
@@ -101,6 +105,7 @@ impl Dialect {
             swish: true,
             mish: true,
             hard_swish: true,
+            softplus: true,
             layer_norm: true,
             rms_norm: true,
             rotary: true,

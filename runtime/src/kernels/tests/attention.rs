@@ -119,7 +119,16 @@ fn check(case: &Case, seed: u64, variants: &[AttentionVariant]) {
         _ => bits(&mask),
     });
     for variant in variants {
-        let device = if *variant == AttentionVariant::Software { limits() } else { hardware() };
+        let device = match variant {
+            AttentionVariant::Software => limits(),
+            AttentionVariant::Subgroup => gpu.limits(),
+            AttentionVariant::Decode | AttentionVariant::Tiled => hardware(),
+        };
+        let large = [&case.q, &case.v].iter().any(|o| o.view.shape.last() > Some(&64));
+        if *variant == AttentionVariant::Subgroup && (gpu.limits().subgroup_size != 8 || large) {
+            assert!(spec.launch_as(*variant, &device).is_err());
+            continue;
+        }
         let launch = spec.launch_as(*variant, &device).unwrap();
         let words = gpu.run_one(&launch, &[&q, &k, &v, mask.as_ref().unwrap_or(&q)], expected.len());
         eprintln!("{variant:?} {:?}", case.q.view);
@@ -127,8 +136,12 @@ fn check(case: &Case, seed: u64, variants: &[AttentionVariant]) {
     }
 }
 
-const ALL: [AttentionVariant; 3] =
-    [AttentionVariant::Software, AttentionVariant::Decode, AttentionVariant::Tiled];
+const ALL: [AttentionVariant; 4] = [
+    AttentionVariant::Software,
+    AttentionVariant::Subgroup,
+    AttentionVariant::Decode,
+    AttentionVariant::Tiled,
+];
 
 fn plain(lead: &[u32], heads: [u32; 2], [t, s]: [u32; 2], [d, e]: [u32; 2]) -> Case {
     let with = |tail: [u32; 3]| dense(&[lead, &tail].concat(), Scalar::F32);
@@ -156,6 +169,12 @@ fn odd_and_large_heads() {
     check(&plain(&[], [2, 1], [18, 35], [6, 10]), 1, &ALL);
     check(&plain(&[1, 2], [1, 1], [3, 130], [40, 200]), 2, &ALL);
     check(&plain(&[], [1, 1], [2, 5], [256, 256]), 3, &ALL);
+    // Both sides of every eighth column.
+    for (d, e) in [(7, 9), (32, 33), (64, 57)] {
+        let mut case = plain(&[], [1, 1], [17, 20], [d, e]);
+        case.attributes.causal = true;
+        check(&case, 4, &[AttentionVariant::Subgroup]);
+    }
     let large = plain(&[], [1, 1], [2, 5], [260, 8]);
     let out = dense(&[1, 2, 8], Scalar::F32);
     let spec =

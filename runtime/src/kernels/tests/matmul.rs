@@ -106,14 +106,28 @@ fn check(case: &Case, variant: MatmulVariant, limits: &Limits, seed: u64) {
 
 fn every(case: &Case, seed: u64) {
     check(case, MatmulVariant::Software, &limits(), seed);
+    if let Some(gpu) = gpu().filter(|g| g.limits().subgroup_size == 8) {
+        check(case, MatmulVariant::Subgroup, &gpu.limits(), seed);
+    }
     check(case, MatmulVariant::Gemv, &hardware(), seed);
     check(case, MatmulVariant::Tiled, &hardware(), seed);
 }
 
 #[test]
 fn tile_edges() {
-    // Both sides of 1, 4, 8, 64 rows; 4, 32, 64, 128 columns; 16 deep.
-    let sizes = [(1, 1, 1), (7, 3, 5), (8, 16, 128), (9, 17, 129), (63, 15, 63), (64, 16, 64), (65, 33, 65)];
+    // Both sides of 1, 4, 8, 16, 64, 256 rows; 4, 32, 64, 128 columns; 16 deep.
+    let sizes = [
+        (1, 1, 1),
+        (7, 3, 5),
+        (8, 16, 128),
+        (9, 17, 129),
+        (16, 5, 32),
+        (17, 5, 33),
+        (63, 15, 63),
+        (64, 16, 64),
+        (65, 33, 65),
+        (257, 3, 33),
+    ];
     for (n, (m, k, columns)) in sizes.into_iter().enumerate() {
         let case = plain(dense(&[m, k], Scalar::F32), dense(&[k, columns], Scalar::F32), &[m, columns]);
         every(&case, n as u64);
@@ -221,8 +235,10 @@ fn rates() {
         let mut random = Random::new(1);
         let x = bits(&random.floats((m * k) as usize));
         let w = bits(&random.floats((k * n) as usize));
-        for variant in [MatmulVariant::Software, MatmulVariant::Gemv, MatmulVariant::Tiled] {
-            let launch = spec.launch_as(variant, &limits()).unwrap();
+        for variant in
+            [MatmulVariant::Software, MatmulVariant::Subgroup, MatmulVariant::Gemv, MatmulVariant::Tiled]
+        {
+            let Ok(launch) = spec.launch_as(variant, &gpu.limits()) else { continue };
             let mut writes = [vec![0; (m * n) as usize]];
             let seconds = gpu.run_timed(&launch, &[&x, &w, &x, &x], &mut writes, 4);
             let rate = launch.flops as f64 / seconds / 1e9;

@@ -1,0 +1,208 @@
+// Batched matrix products with an epilogue: out = act(sum a·b + bias) + residual (+ out).
+// Element (m, k) of a is at offset + batch + contracted + m·row + k·column; b, out, bias and residual
+// likewise. Edges are computed by clamping what is loaded and guarding what is stored.
+// As matmul.wgsl, whose modules must compile where there are no subgroup operations.
+
+struct Params {
+    batch: vec4<u32>,
+    batch_a: vec4<u32>,
+    batch_b: vec4<u32>,
+    batch_out: vec4<u32>,
+    batch_bias: vec4<u32>,
+    batch_residual: vec4<u32>,
+    contract: vec4<u32>,
+    contract_a: vec4<u32>,
+    contract_b: vec4<u32>,
+    // Offset, row stride, column stride.
+    a: vec4<u32>,
+    b: vec4<u32>,
+    out: vec4<u32>,
+    bias: vec4<u32>,
+    residual: vec4<u32>,
+    m: u32,
+    n: u32,
+    k: u32,
+    // Product of the contracted axes.
+    contracted: u32,
+    tiles_n: u32,
+    tiles_m: u32,
+    groups: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> a: array<f32>;
+@group(0) @binding(2) var<storage, read> b: array<u32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read> residual: array<f32>;
+@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+
+override WG: u32 = 8u;
+// Rows of a subgroup: 16 or 32.
+override ROWS: u32 = 32u;
+override B_HALF: bool = false;
+override ACCUMULATE: bool = false;
+override BIAS: bool = false;
+override RESIDUAL: bool = false;
+override ACTIVATION: u32 = 0u;
+
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> zero: u32;
+
+fn load_b(i: u32) -> f32 {
+    if (B_HALF) {
+        let pair = unpack2x16float(b[i / 2u]);
+        return select(pair.x, pair.y, (i & 1u) == 1u);
+    }
+    return bitcast<f32>(b[i]);
+}
+
+fn dot4(x: vec4<u32>, y: vec4<u32>) -> u32 {
+    return x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
+}
+
+// Coordinates of a flat index; unused axes have size 0 and are skipped.
+fn unravel(index: u32, shape: vec4<u32>) -> vec4<u32> {
+    var at = vec4<u32>(0u);
+    var rest = index;
+    for (var d = 3u; d > 0u; d--) {
+        if (shape[d] + zero != 0u) {
+            at[d] = rest % shape[d];
+            rest = rest / shape[d];
+        }
+    }
+    at.x = rest;
+    return at;
+}
+
+fn tanh_(x: f32) -> f32 {
+    let t = exp(-2.0 * min(abs(x), 20.0));
+    return select((1.0 - t) / (1.0 + t), -(1.0 - t) / (1.0 + t), x < 0.0);
+}
+
+fn sigmoid(x: f32) -> f32 {
+    let e = exp(-min(abs(x), 88.0));
+    return select(1.0 / (1.0 + e), e / (1.0 + e), x < 0.0);
+}
+
+fn erf_(x: f32) -> f32 {
+    let y = abs(x);
+    if (y < 0.5) {
+        let s = x * x;
+        return 1.1283792 * x * (1.0 + s * (-0.33333333 + s * (0.1 + s * (-0.023809524 + s * (0.004629630 - s * 0.00075757576)))));
+    }
+    let t = 1.0 / (1.0 + 0.5 * min(y, 10.0));
+    let q = -1.26551223 + t * (1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806 + t * (0.27886807 + t * (-1.13520398 + t * (1.48851587 + t * (-0.82215223 + t * 0.17087277))))))));
+    let c = t * exp(q - min(y * y, 100.0));
+    return select(1.0 - c, c - 1.0, x < 0.0);
+}
+
+fn activate(x: f32) -> f32 {
+    switch (ACTIVATION) {
+        case 1u: { return max(x, 0.0); }
+        case 2u: { return x * sigmoid(x); }
+        case 3u: { return 0.5 * x * (1.0 + erf_(x * 0.70710678)); }
+        case 4u: { return 0.5 * x * (1.0 + tanh_(0.7978845608 * (x + 0.044715 * x * x * x))); }
+        case 5u: { return sigmoid(x); }
+        case 6u: { return tanh_(x); }
+        default: { return x; }
+    }
+}
+
+// Stores one sum at (row, column) if it lies inside.
+fn store(at: vec4<u32>, row: u32, column: u32, sum: f32) {
+    if (row >= p.m || column >= p.n) { return; }
+    var value = sum;
+    if (BIAS) {
+        value += bias[p.bias.x + dot4(at, p.batch_bias) + row * p.bias.y + column * p.bias.z];
+    }
+    value = activate(value);
+    if (RESIDUAL) {
+        value += residual[p.residual.x + dot4(at, p.batch_residual) + row * p.residual.y + column * p.residual.z];
+    }
+    let i = p.out.x + dot4(at, p.batch_out) + row * p.out.y + column * p.out.z;
+    if (ACCUMULATE) { value += out[i]; }
+    out[i] = value;
+}
+
+struct Tile {
+    // Batch coordinates.
+    at: vec4<u32>,
+    row: u32,
+    column: u32,
+}
+
+// The tile of a workgroup: columns vary fastest, then rows, then the batch.
+fn tile(group: u32) -> Tile {
+    let rest = group / p.tiles_n;
+    return Tile(unravel(rest / p.tiles_m, p.batch), rest % p.tiles_m, group % p.tiles_n);
+}
+
+// Adds eight rows of products: lane r of x holds row r's element.
+fn eight(x: f32, y: vec4<f32>, sum: ptr<function, array<vec4<f32>, 8>>) {
+    (*sum)[0] = fma(vec4<f32>(subgroupBroadcast(x, 0u)), y, (*sum)[0]);
+    (*sum)[1] = fma(vec4<f32>(subgroupBroadcast(x, 1u)), y, (*sum)[1]);
+    (*sum)[2] = fma(vec4<f32>(subgroupBroadcast(x, 2u)), y, (*sum)[2]);
+    (*sum)[3] = fma(vec4<f32>(subgroupBroadcast(x, 3u)), y, (*sum)[3]);
+    (*sum)[4] = fma(vec4<f32>(subgroupBroadcast(x, 4u)), y, (*sum)[4]);
+    (*sum)[5] = fma(vec4<f32>(subgroupBroadcast(x, 5u)), y, (*sum)[5]);
+    (*sum)[6] = fma(vec4<f32>(subgroupBroadcast(x, 6u)), y, (*sum)[6]);
+    (*sum)[7] = fma(vec4<f32>(subgroupBroadcast(x, 7u)), y, (*sum)[7]);
+}
+
+// Stores eight rows, from a copy, since this index varies.
+fn store8(at: vec4<u32>, row: u32, column: u32, sum: array<vec4<f32>, 8>) {
+    var done = sum;
+    for (var r = 0u; r < 8u; r++) {
+        for (var q = 0u; q < 4u; q++) {
+            store(at, row + r, column + 8u * q, done[r][q]);
+        }
+    }
+}
+
+// A subgroup of eight lanes computes ROWS rows by 32 columns. A lane has every eighth column, and loads one
+// row in eight for all; sums with constant indices stay in registers, and parameters are read before the loop.
+@compute @workgroup_size(WG)
+fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    let t = tile(group);
+    let row = t.row * ROWS;
+    let column = t.column * 32u + l;
+    let base_a = p.a.x + dot4(t.at, p.batch_a);
+    let base_b = p.b.x + dot4(t.at, p.batch_b);
+    let columns = min(vec4<u32>(column, column + 8u, column + 16u, column + 24u), vec4<u32>(p.n - 1u)) * p.b.z;
+    let lane = row + l;
+    let rows = min(vec4<u32>(lane, lane + 8u, lane + 16u, lane + 24u), vec4<u32>(p.m - 1u)) * p.a.y;
+    let contracted = p.contracted + zero;
+    let depth = p.k + zero;
+    let step_a = p.a.z;
+    let step_b = p.b.y;
+    var sum0: array<vec4<f32>, 8>;
+    var sum1: array<vec4<f32>, 8>;
+    var sum2: array<vec4<f32>, 8>;
+    var sum3: array<vec4<f32>, 8>;
+    for (var c = 0u; c < contracted; c++) {
+        let at = unravel(c, p.contract);
+        var j = base_a + dot4(at, p.contract_a);
+        var i = columns + (base_b + dot4(at, p.contract_b));
+        for (var k = 0u; k < depth; k++) {
+            let y = vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w));
+            eight(a[j + rows.x], y, &sum0);
+            eight(a[j + rows.y], y, &sum1);
+            if (ROWS > 16u) {
+                eight(a[j + rows.z], y, &sum2);
+                eight(a[j + rows.w], y, &sum3);
+            }
+            i += step_b;
+            j += step_a;
+        }
+    }
+    store8(t.at, row, column, sum0);
+    store8(t.at, row + 8u, column, sum1);
+    if (ROWS > 16u) {
+        store8(t.at, row + 16u, column, sum2);
+        store8(t.at, row + 24u, column, sum3);
+    }
+}
