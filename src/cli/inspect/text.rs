@@ -250,7 +250,8 @@ fn merged(p: &Parallel, first: usize, chain: Option<&ChainSummary>) -> Vec<Strin
         let iterations = count(p.effective_iterations(), "iteration");
         let init =
             if p.init == snlp::passes::plan::Init::BatchForward { ", from a batched forward" } else { "" };
-        out.push(format!("{iterations}{init}, each ending in a correction"));
+        let each = if p.effective_iterations() > 1 { "each " } else { "" };
+        out.push(format!("{iterations}{init}, {each}ending in a correction"));
     }
     out
 }

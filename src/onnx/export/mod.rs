@@ -24,7 +24,7 @@ pub(super) use file::{encode, write};
 
 use std::collections::{BTreeMap, HashMap};
 
-use snlp_passes::ir::{Def, Graph, Tensor, Type, ValueId, validate};
+use snlp_passes::ir::{Def, Graph, Op, Tensor, Type, ValueId, validate};
 use snlp_passes::rewrite::{Dialect, lower};
 
 use self::names::Names;
@@ -248,13 +248,17 @@ impl<'g> Writer<'g> {
         out
     }
 
-    /// Declared types of the intermediate values, for viewers and for what reads opaque results.
+    /// Declared types of the intermediate values: of what shape inference cannot know, and of those that keep
+    /// the name they were given, for viewers; the many that repeated iterations add would bloat the file.
     fn value_infos(&self) -> Vec<ValueInfoProto> {
         let is_output = |name: &str| self.graph.outputs.iter().any(|o| o.name == name);
         let named = |(v, _): (ValueId, _)| {
             let name = self.value_names[v.index()].as_deref()?;
             let ty: &Type = self.graph.ty(v)?;
-            let shown = self.graph.producer(v).is_some() && !is_output(name);
+            let made = self.graph.producing(v)?;
+            let unknown = matches!(made.op, Op::Opaque(_) | Op::Correction(_));
+            let own = self.graph.value(v).name.as_deref() == Some(name);
+            let shown = (unknown || own) && !is_output(name);
             shown.then(|| value_info(name, ty))
         };
         self.graph.values().filter_map(named).collect()

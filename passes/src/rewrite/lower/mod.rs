@@ -59,12 +59,12 @@ pub struct Dialect {
 
 impl Dialect {
     /// The standard operators of an ONNX opset. Rotary embeddings are decomposed in all of them, since the
-    /// standard form does not broadcast its tables; corrections and sizes are too, unless the caller keeps
-    /// them.
+    /// standard form does not broadcast its tables, and so is `Swish` (opset 24), which runtimes lack;
+    /// corrections and sizes are too, unless the caller keeps them.
     pub fn onnx(opset: i64) -> Self {
         Dialect {
             gelu: opset >= 20,
-            swish: opset >= 24,
+            swish: false,
             mish: opset >= 18,
             hard_swish: opset >= 14,
             softplus: true,
