@@ -1,5 +1,6 @@
 //! Compiled pipelines, shared by all sessions of a device.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
@@ -74,16 +75,12 @@ fn compile(
 ) -> Result<wgpu::ComputePipeline, RuntimeError> {
     let kernel = format!("{}.{}", key.source, key.entry);
     let refused = |message: String| RuntimeError::Shader { kernel: kernel.clone(), message };
-    let Some(text) = kernels::shader_text(key) else {
-        return Err(refused("the kernel table has no such source or type substitution".into()));
-    };
-    let constants: Vec<(&str, f64)> =
-        key.constants.iter().map(|(name, bits)| (*name, f64::from_bits(*bits))).collect();
+    let specialised = kernels::specialised(key).map_err(refused)?;
     let device = gpu.device();
     let made = gpu.guarded("compiling a kernel", || {
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(&kernel),
-            source: wgpu::ShaderSource::Wgsl(text),
+            source: wgpu::ShaderSource::Naga(Cow::Owned(specialised)),
         });
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&kernel),
@@ -95,10 +92,7 @@ fn compile(
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some(key.entry),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &constants,
-                ..Default::default()
-            },
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
             cache: None,
         })
     });

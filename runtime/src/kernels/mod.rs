@@ -13,7 +13,7 @@
 //! - Strides wrap modulo 2^32: a view that runs backwards has strides in two's complement.
 //! - A view that lacks leading axes, or has size 1 where the result does not, broadcasts.
 //! - Results without elements need no dispatch; the caller skips them.
-//! - [`shader_text`] gives the WGSL of a key; values of `constants` go to the pipeline as they are.
+//! - [`shader_text`] gives the WGSL of a key, [`specialised`] the module that its constants leave of it.
 
 mod argmax;
 mod attention;
@@ -29,6 +29,7 @@ mod reduce;
 mod rotary;
 mod scan;
 mod softmax;
+mod specialise;
 mod table;
 
 #[cfg(test)]
@@ -53,6 +54,7 @@ pub use reduce::Reduce;
 pub use rotary::Rotary;
 pub use scan::CumSum;
 pub use softmax::Softmax;
+pub use specialise::specialised;
 pub use table::{SOURCES, Source, shader_text};
 
 use std::fmt;

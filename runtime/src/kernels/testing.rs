@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::{Launch, Limits, Operand, PipelineKey, Scalar, View, shader_text};
+use super::{Launch, Limits, Operand, PipelineKey, Scalar, View, specialised};
 
 /// Limits of a small software device.
 pub(super) fn limits() -> Limits {
@@ -77,10 +77,10 @@ impl Gpu {
         if let Some(found) = self.pipelines.lock().unwrap().get(key) {
             return found.clone();
         }
-        let text = shader_text(key).expect("the table has the source");
+        let specialised = specialised(key).expect("the table has the source");
         let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(key.source),
-            source: wgpu::ShaderSource::Wgsl(text),
+            source: wgpu::ShaderSource::Naga(std::borrow::Cow::Owned(specialised)),
         });
         let entries: Vec<_> = (0..=bindings)
             .map(|n| wgpu::BindGroupLayoutEntry {
@@ -105,16 +105,14 @@ impl Gpu {
             bind_group_layouts: &[Some(&group)],
             immediate_size: 0,
         });
-        let constants: Vec<(&str, f64)> =
-            key.constants.iter().map(|(n, v)| (*n, f64::from_bits(*v))).collect();
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(key.source),
             layout: Some(&layout),
             module: &module,
             entry_point: Some(key.entry),
             compilation_options: wgpu::PipelineCompilationOptions {
-                constants: &constants,
                 zero_initialize_workgroup_memory: false,
+                ..Default::default()
             },
             cache: None,
         });
