@@ -59,11 +59,7 @@ impl DeviceInfo {
             wgpu::DeviceType::Other => DeviceKind::Unknown,
         };
         let features = usable_features(adapter.features());
-        let fixed = info.subgroup_min_size == info.subgroup_max_size;
-        let subgroup_size = match features.contains(wgpu::Features::SUBGROUP) && fixed {
-            true => info.subgroup_min_size,
-            false => 0,
-        };
+        let subgroup_size = subgroup_size(&info, features);
         let limits = Limits::of(&adapter.limits(), kind == DeviceKind::Software, subgroup_size);
         let driver = format!("{} {}", info.driver, info.driver_info);
         DeviceInfo {
@@ -99,6 +95,12 @@ const OPTIONAL: [(&str, wgpu::Features); 3] = [
     ("subgroups", wgpu::Features::SUBGROUP),
     ("f16", wgpu::Features::SHADER_F16),
 ];
+
+/// As [`Limits::subgroup_size`].
+pub(crate) fn subgroup_size(info: &wgpu::AdapterInfo, features: wgpu::Features) -> u32 {
+    let fixed = info.subgroup_min_size == info.subgroup_max_size;
+    if fixed && features.contains(wgpu::Features::SUBGROUP) { info.subgroup_min_size } else { 0 }
+}
 
 fn usable_features(all: wgpu::Features) -> wgpu::Features {
     OPTIONAL.iter().fold(wgpu::Features::empty(), |f, (_, o)| f | (all & *o))

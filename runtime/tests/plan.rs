@@ -79,10 +79,10 @@ fn software_adapters_share_loads_where_subgroups_have_eight_lanes() {
         let p = plan(validate(&g).unwrap(), &device, &Options::default()).unwrap();
         let keys = p.steps.iter().map(|s| &s.launch.pipeline).filter(|k| k.source.starts_with("matmul"));
         let found: HashSet<_> = keys.map(|k| (k.source, k.entry)).collect();
-        let grid = p.steps.iter().find(|s| s.launch.pipeline.source == "matmul_subgroup");
+        let grid = p.steps.iter().find(|s| s.launch.pipeline.entry == "subgroup");
         (found.into_iter().collect::<Vec<_>>(), grid.map_or(0, |s| s.launch.grid[0]))
     };
-    assert_eq!(kernels(8, true, 8), (vec![("matmul_subgroup", "software")], 1));
+    assert_eq!(kernels(8, true, 8), (vec![("matmul", "subgroup")], 1));
     // 16 rows of 258, or 32 of 258.
     assert_eq!(kernels(128, true, 8).1, 16);
     assert_eq!(kernels(129, true, 8).1, 9);
@@ -104,13 +104,13 @@ fn attention_shares_loads_in_heads_that_fit_registers() {
         let device = Limits { subgroup_size, ..limits() };
         let p = plan(validate(&g).unwrap(), &device, &Options::default()).unwrap();
         let [step] = &p.steps[..] else { panic!("{}", p.dump()) };
-        (step.launch.pipeline.source, step.launch.grid[0])
+        (step.launch.pipeline.entry, step.launch.grid[0])
     };
     // Sixteen queries of one of six heads.
-    assert_eq!(kernel(17, 64, 8), ("attention_subgroup", 12));
-    assert_eq!(kernel(17, 65, 8).0, "attention");
-    assert_eq!(kernel(4, 64, 8).0, "attention");
-    assert_eq!(kernel(17, 64, 0).0, "attention");
+    assert_eq!(kernel(17, 64, 8), ("subgroup", 12));
+    assert_eq!(kernel(17, 65, 8).0, "software");
+    assert_eq!(kernel(4, 64, 8).0, "software");
+    assert_eq!(kernel(17, 64, 0).0, "software");
 }
 
 #[test]

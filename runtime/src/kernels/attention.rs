@@ -132,7 +132,7 @@ impl Attention<'_> {
         let blocks = u64::from(queries.div_ceil(16)) * u64::from(rows.checked_div(queries).unwrap_or(0));
         let (entry, workgroup, groups) = match variant {
             Variant::Software => ("software", 32, u64::from(rows.div_ceil(32))),
-            Variant::Subgroup => ("software", LANES, blocks),
+            Variant::Subgroup => ("subgroup", LANES, blocks),
             Variant::Decode => ("decode", 128, u64::from(rows)),
             Variant::Tiled => ("tiled", 128, blocks),
         };
@@ -159,9 +159,9 @@ impl Attention<'_> {
             .float(a.softcap.unwrap_or(0.0))
             .word(groups.min(u64::from(u32::MAX)) as u32)
             .done();
-        let (source, part, [of_d, of_e]) = match variant {
-            Variant::Subgroup => ("attention_subgroup", 8, ["D8", "E8"]),
-            _ => (KERNEL, 4, ["D4", "E4"]),
+        let (part, [of_d, of_e]) = match variant {
+            Variant::Subgroup => (8, ["D8", "E8"]),
+            _ => (4, ["D4", "E4"]),
         };
         let mut constants = vec![
             constant("WG", workgroup),
@@ -179,7 +179,7 @@ impl Attention<'_> {
         constants.extend(flags.iter().filter(|(_, on)| *on).map(|(name, _)| constant(name, 1)));
         let operands = [Some(self.q), Some(self.k), Some(self.v), self.mask, Some(self.out)];
         Ok(Launch {
-            pipeline: PipelineKey { source, entry, types: vec![], constants },
+            pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
             reads: 4,
             grid: grid(KERNEL, groups, limits)?,

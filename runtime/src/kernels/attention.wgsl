@@ -42,6 +42,9 @@ override WG: u32 = 32u;
 // Fours of d and e.
 override D4: u32 = 16u;
 override E4: u32 = 16u;
+// Eights of them, at most 8, for subgroups.
+override D8: u32 = 8u;
+override E8: u32 = 8u;
 override BOOL_MASK: bool = false;
 override FLOAT_MASK: bool = false;
 override CAUSAL: bool = false;
@@ -191,6 +194,176 @@ fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     }
     let factor = divisor(total, seen);
     for (var c = 0u; c < E4; c++) { store4(h.out + t * p.out.y, c, sum[c] * factor); }
+}
+
+// exp of non-positive numbers.
+fn exp_pair(x: vec2<f32>) -> vec2<f32> { return select(exp(x), vec2<f32>(0.0), x < vec2<f32>(-103.0)); }
+
+// Eight columns of two queries; zeros beyond d.
+fn load_pair(at: vec2<u32>, first: u32) -> array<vec2<f32>, 8> {
+    var x: array<vec2<f32>, 8>;
+    for (var i = 0u; i < 8u; i++) {
+        let j = at + min(first + i, p.d - 1u) * p.q.z;
+        x[i] = select(vec2<f32>(0.0), vec2<f32>(q[j.x], q[j.y]), first + i < p.d);
+    }
+    return x;
+}
+
+// Eight terms of two dot products: lane i holds the key's column i.
+fn products(x: ptr<function, array<vec2<f32>, 8>>, key: f32) -> vec2<f32> {
+    var sum = (*x)[0] * subgroupBroadcast(key, 0u);
+    sum = fma((*x)[1], vec2<f32>(subgroupBroadcast(key, 1u)), sum);
+    sum = fma((*x)[2], vec2<f32>(subgroupBroadcast(key, 2u)), sum);
+    sum = fma((*x)[3], vec2<f32>(subgroupBroadcast(key, 3u)), sum);
+    sum = fma((*x)[4], vec2<f32>(subgroupBroadcast(key, 4u)), sum);
+    sum = fma((*x)[5], vec2<f32>(subgroupBroadcast(key, 5u)), sum);
+    sum = fma((*x)[6], vec2<f32>(subgroupBroadcast(key, 6u)), sum);
+    sum = fma((*x)[7], vec2<f32>(subgroupBroadcast(key, 7u)), sum);
+    return sum;
+}
+
+// Adds eight columns of a weighted value, of which lane i holds column i, to two shrunk sums.
+fn add_pair(sum: ptr<function, array<vec2<f32>, 8>>, shrink: vec2<f32>, weight: vec2<f32>, value: f32) {
+    (*sum)[0] = fma(weight, vec2<f32>(subgroupBroadcast(value, 0u)), (*sum)[0] * shrink);
+    (*sum)[1] = fma(weight, vec2<f32>(subgroupBroadcast(value, 1u)), (*sum)[1] * shrink);
+    (*sum)[2] = fma(weight, vec2<f32>(subgroupBroadcast(value, 2u)), (*sum)[2] * shrink);
+    (*sum)[3] = fma(weight, vec2<f32>(subgroupBroadcast(value, 3u)), (*sum)[3] * shrink);
+    (*sum)[4] = fma(weight, vec2<f32>(subgroupBroadcast(value, 4u)), (*sum)[4] * shrink);
+    (*sum)[5] = fma(weight, vec2<f32>(subgroupBroadcast(value, 5u)), (*sum)[5] * shrink);
+    (*sum)[6] = fma(weight, vec2<f32>(subgroupBroadcast(value, 6u)), (*sum)[6] * shrink);
+    (*sum)[7] = fma(weight, vec2<f32>(subgroupBroadcast(value, 7u)), (*sum)[7] * shrink);
+}
+
+// Stores eight columns of one or two queries.
+fn store_pair(at: vec2<u32>, both: bool, first: u32, sum: array<vec2<f32>, 8>, factor: vec2<f32>) {
+    var done = sum;
+    for (var i = 0u; i < 8u; i++) {
+        if (first + i < p.e) {
+            let value = done[i] * factor;
+            let j = at + (first + i) * p.out.z;
+            out[j.x] = value.x;
+            if (both) { out[j.y] = value.y; }
+        }
+    }
+}
+
+// A subgroup of eight lanes for 16 queries, two to a lane. Lanes share each key and value that they load;
+// arrays with constant indices stay in registers, and parameters are read before the loop.
+@compute @workgroup_size(WG)
+fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    let blocks = (p.queries + 15u) / 16u;
+    let h = head(group / blocks);
+    let first = (group % blocks) * 16u;
+    let t = vec2<u32>(first + l, first + 8u + l);
+    let row = min(t, vec2<u32>(p.queries - 1u));
+    let at_q = h.q + row * p.q.y;
+    let keys_x = range(row.x);
+    let keys_y = range(row.y);
+    // The keys that any query sees: ranges move with t.
+    let begin = range(first).x;
+    let end = range(min(first + 15u, p.queries - 1u)).y;
+    let step_k = p.k.y;
+    let step_v = p.v.y;
+    let step_mask = p.mask.z;
+    let last_k = p.d - 1u;
+    let last_v = p.e - 1u;
+    let along_k = p.k.z;
+    let along_v = p.v.z;
+    let k0 = min(l, last_k) * along_k;
+    let k1 = min(8u + l, last_k) * along_k;
+    let k2 = min(16u + l, last_k) * along_k;
+    let k3 = min(24u + l, last_k) * along_k;
+    let k4 = min(32u + l, last_k) * along_k;
+    let k5 = min(40u + l, last_k) * along_k;
+    let k6 = min(48u + l, last_k) * along_k;
+    let k7 = min(56u + l, last_k) * along_k;
+    let v0 = min(l, last_v) * along_v;
+    let v1 = min(8u + l, last_v) * along_v;
+    let v2 = min(16u + l, last_v) * along_v;
+    let v3 = min(24u + l, last_v) * along_v;
+    let v4 = min(32u + l, last_v) * along_v;
+    let v5 = min(40u + l, last_v) * along_v;
+    let v6 = min(48u + l, last_v) * along_v;
+    let v7 = min(56u + l, last_v) * along_v;
+    var x0: array<vec2<f32>, 8>;
+    var x1: array<vec2<f32>, 8>;
+    var x2: array<vec2<f32>, 8>;
+    var x3: array<vec2<f32>, 8>;
+    var x4: array<vec2<f32>, 8>;
+    var x5: array<vec2<f32>, 8>;
+    var x6: array<vec2<f32>, 8>;
+    var x7: array<vec2<f32>, 8>;
+    x0 = load_pair(at_q, 0u);
+    if (D8 > 1u) { x1 = load_pair(at_q, 8u); }
+    if (D8 > 2u) { x2 = load_pair(at_q, 16u); }
+    if (D8 > 3u) { x3 = load_pair(at_q, 24u); }
+    if (D8 > 4u) { x4 = load_pair(at_q, 32u); }
+    if (D8 > 5u) { x5 = load_pair(at_q, 40u); }
+    if (D8 > 6u) { x6 = load_pair(at_q, 48u); }
+    if (D8 > 7u) { x7 = load_pair(at_q, 56u); }
+    var sum0: array<vec2<f32>, 8>;
+    var sum1: array<vec2<f32>, 8>;
+    var sum2: array<vec2<f32>, 8>;
+    var sum3: array<vec2<f32>, 8>;
+    var sum4: array<vec2<f32>, 8>;
+    var sum5: array<vec2<f32>, 8>;
+    var sum6: array<vec2<f32>, 8>;
+    var sum7: array<vec2<f32>, 8>;
+    var at_k = h.k + begin * step_k;
+    var at_v = h.v + begin * step_v;
+    var at_mask = h.mask + row * p.mask.y + begin * step_mask;
+    var most = vec2<f32>(LOWEST);
+    var total = vec2<f32>(0.0);
+    var seen = vec2<bool>(false);
+    for (var s = begin; s < end; s++) {
+        var product = products(&x0, k[at_k + k0]);
+        if (D8 > 1u) { product += products(&x1, k[at_k + k1]); }
+        if (D8 > 2u) { product += products(&x2, k[at_k + k2]); }
+        if (D8 > 3u) { product += products(&x3, k[at_k + k3]); }
+        if (D8 > 4u) { product += products(&x4, k[at_k + k4]); }
+        if (D8 > 5u) { product += products(&x5, k[at_k + k5]); }
+        if (D8 > 6u) { product += products(&x6, k[at_k + k6]); }
+        if (D8 > 7u) { product += products(&x7, k[at_k + k7]); }
+        var value = vec2<f32>(score(product.x, at_mask.x), score(product.y, at_mask.y));
+        // Broadcasts want every lane, so excluded keys weigh nothing instead of being skipped.
+        let some = vec2<bool>(
+            s >= keys_x.x && s < keys_x.y && !excluded(value.x),
+            s >= keys_y.x && s < keys_y.y && !excluded(value.y),
+        );
+        value = select(vec2<f32>(LOWEST), value, some);
+        seen = seen | some;
+        let top = max(most, value);
+        let shrink = exp_pair(most - top);
+        let weight = select(vec2<f32>(0.0), exp_pair(value - top), some);
+        most = top;
+        total = fma(total, shrink, weight);
+        add_pair(&sum0, shrink, weight, v[at_v + v0]);
+        if (E8 > 1u) { add_pair(&sum1, shrink, weight, v[at_v + v1]); }
+        if (E8 > 2u) { add_pair(&sum2, shrink, weight, v[at_v + v2]); }
+        if (E8 > 3u) { add_pair(&sum3, shrink, weight, v[at_v + v3]); }
+        if (E8 > 4u) { add_pair(&sum4, shrink, weight, v[at_v + v4]); }
+        if (E8 > 5u) { add_pair(&sum5, shrink, weight, v[at_v + v5]); }
+        if (E8 > 6u) { add_pair(&sum6, shrink, weight, v[at_v + v6]); }
+        if (E8 > 7u) { add_pair(&sum7, shrink, weight, v[at_v + v7]); }
+        at_k += step_k;
+        at_v += step_v;
+        at_mask += vec2<u32>(step_mask);
+    }
+    if (t.x >= p.queries) { return; }
+    let both = t.y < p.queries;
+    let factor = vec2<f32>(divisor(total.x, seen.x), divisor(total.y, seen.y));
+    let at_out = h.out + row * p.out.y;
+    store_pair(at_out, both, 0u, sum0, factor);
+    if (E8 > 1u) { store_pair(at_out, both, 8u, sum1, factor); }
+    if (E8 > 2u) { store_pair(at_out, both, 16u, sum2, factor); }
+    if (E8 > 3u) { store_pair(at_out, both, 24u, sum3, factor); }
+    if (E8 > 4u) { store_pair(at_out, both, 32u, sum4, factor); }
+    if (E8 > 5u) { store_pair(at_out, both, 40u, sum5, factor); }
+    if (E8 > 6u) { store_pair(at_out, both, 48u, sum6, factor); }
+    if (E8 > 7u) { store_pair(at_out, both, 56u, sum7, factor); }
 }
 
 var<workgroup> query: array<f32, 256>;

@@ -168,7 +168,7 @@ impl Matmul<'_> {
         let batches: u64 = batch.shape.iter().map(|d| u64::from(*d)).product();
         let contracted: u64 = contract.shape.iter().map(|d| u64::from(*d)).product();
         let (entry, workgroup, rows, columns) = match variant {
-            Variant::Subgroup => ("software", LANES, if *m > MANY_ROWS { 32 } else { 16 }, 4 * LANES),
+            Variant::Subgroup => ("subgroup", LANES, if *m > MANY_ROWS { 32 } else { 16 }, 4 * LANES),
             // Few rows leave registers for nothing else; more rows reuse each element of b.
             Variant::Software => ("software", 32, (*m).clamp(1, 8), 4 * 32),
             Variant::Gemv => ("gemv", 256, (*m).clamp(1, GEMV_ROWS), 32),
@@ -212,10 +212,9 @@ impl Matmul<'_> {
         if let Some(op) = self.activation {
             constants.push(constant("ACTIVATION", activation(op)?));
         }
-        let source = if variant == Variant::Subgroup { "matmul_subgroup" } else { KERNEL };
         let operands = [Some(self.a), Some(self.b), self.bias, self.residual, Some(self.out)];
         Ok(Launch {
-            pipeline: PipelineKey { source, entry, types: vec![], constants },
+            pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params: words.array(&sizes, 8).done(),
             reads: 4,
             grid: grid(KERNEL, groups, limits)?,

@@ -36,7 +36,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> out: array<f32>;
 
 override WG: u32 = 32u;
-// Rows of an invocation (software) or a workgroup (gemv).
+// Rows of an invocation (software), a subgroup (16 or 32), or a workgroup (gemv).
 override ROWS: u32 = 8u;
 override B_HALF: bool = false;
 override ACCUMULATE: bool = false;
@@ -183,6 +183,75 @@ fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
         for (var q = 0u; q < 4u; q++) {
             store(t.at, row + r, column + q, done[r][q]);
         }
+    }
+}
+
+// Adds eight rows of products: lane r of x holds row r's element.
+fn eight(x: f32, y: vec4<f32>, sum: ptr<function, array<vec4<f32>, 8>>) {
+    (*sum)[0] = fma(vec4<f32>(subgroupBroadcast(x, 0u)), y, (*sum)[0]);
+    (*sum)[1] = fma(vec4<f32>(subgroupBroadcast(x, 1u)), y, (*sum)[1]);
+    (*sum)[2] = fma(vec4<f32>(subgroupBroadcast(x, 2u)), y, (*sum)[2]);
+    (*sum)[3] = fma(vec4<f32>(subgroupBroadcast(x, 3u)), y, (*sum)[3]);
+    (*sum)[4] = fma(vec4<f32>(subgroupBroadcast(x, 4u)), y, (*sum)[4]);
+    (*sum)[5] = fma(vec4<f32>(subgroupBroadcast(x, 5u)), y, (*sum)[5]);
+    (*sum)[6] = fma(vec4<f32>(subgroupBroadcast(x, 6u)), y, (*sum)[6]);
+    (*sum)[7] = fma(vec4<f32>(subgroupBroadcast(x, 7u)), y, (*sum)[7]);
+}
+
+// Stores eight rows, from a copy, since this index varies.
+fn store8(at: vec4<u32>, row: u32, column: u32, sum: array<vec4<f32>, 8>) {
+    var done = sum;
+    for (var r = 0u; r < 8u; r++) {
+        for (var q = 0u; q < 4u; q++) {
+            store(at, row + r, column + 8u * q, done[r][q]);
+        }
+    }
+}
+
+// A subgroup of eight lanes computes ROWS rows by 32 columns. A lane has every eighth column, and loads one
+// row in eight for all; sums with constant indices stay in registers, and parameters are read before the loop.
+@compute @workgroup_size(WG)
+fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    let t = tile(group);
+    let row = t.row * ROWS;
+    let column = t.column * 32u + l;
+    let base_a = p.a.x + dot4(t.at, p.batch_a);
+    let base_b = p.b.x + dot4(t.at, p.batch_b);
+    let columns = min(vec4<u32>(column, column + 8u, column + 16u, column + 24u), vec4<u32>(p.n - 1u)) * p.b.z;
+    let lane = row + l;
+    let rows = min(vec4<u32>(lane, lane + 8u, lane + 16u, lane + 24u), vec4<u32>(p.m - 1u)) * p.a.y;
+    let contracted = p.contracted + zero;
+    let depth = p.k + zero;
+    let step_a = p.a.z;
+    let step_b = p.b.y;
+    var sum0: array<vec4<f32>, 8>;
+    var sum1: array<vec4<f32>, 8>;
+    var sum2: array<vec4<f32>, 8>;
+    var sum3: array<vec4<f32>, 8>;
+    for (var c = 0u; c < contracted; c++) {
+        let at = unravel(c, p.contract);
+        var j = base_a + dot4(at, p.contract_a);
+        var i = columns + (base_b + dot4(at, p.contract_b));
+        for (var k = 0u; k < depth; k++) {
+            let y = vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w));
+            eight(a[j + rows.x], y, &sum0);
+            eight(a[j + rows.y], y, &sum1);
+            if (ROWS > 16u) {
+                eight(a[j + rows.z], y, &sum2);
+                eight(a[j + rows.w], y, &sum3);
+            }
+            i += step_b;
+            j += step_a;
+        }
+    }
+    store8(t.at, row, column, sum0);
+    store8(t.at, row + 8u, column, sum1);
+    if (ROWS > 16u) {
+        store8(t.at, row + 16u, column, sum2);
+        store8(t.at, row + 24u, column, sum3);
     }
 }
 

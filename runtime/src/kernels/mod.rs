@@ -14,6 +14,7 @@
 //! - A view that lacks leading axes, or has size 1 where the result does not, broadcasts.
 //! - Results without elements need no dispatch; the caller skips them.
 //! - [`shader_text`] gives the WGSL of a key, [`specialised`] the module that its constants leave of it.
+//!   Devices see the latter alone, so one entry point may use what another must do without.
 
 mod argmax;
 mod attention;

@@ -34,13 +34,11 @@ macro_rules! sources {
 pub const SOURCES: &[Source] = sources![
     "argmax",
     "attention",
-    "attention_subgroup",
     "conv",
     "correction",
     "elementwise",
     "gather",
     "matmul",
-    "matmul_subgroup",
     "norm",
     "reduce",
     "rotary",
@@ -69,6 +67,7 @@ fn substitute(text: &'static str, types: &[(&'static str, &'static str)]) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::testing::validator;
     use std::collections::BTreeSet;
 
     #[test]
@@ -79,14 +78,7 @@ mod tests {
                 let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| {
                     panic!("{}.wgsl {variant:?}\n{}", source.name, e.emit_to_string(&text))
                 });
-                let flags = naga::valid::ValidationFlags::all();
-                // `unpack2x16float`, which every adapter but the oldest has.
-                let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-                // What every adapter must compile does without subgroups.
-                capabilities.set(naga::valid::Capabilities::SUBGROUP, source.name.ends_with("_subgroup"));
-                let mut validator = naga::valid::Validator::new(flags, capabilities);
-                validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
-                validator.subgroup_operations(naga::valid::SubgroupOperationSet::BALLOT);
+                let mut validator = validator(true);
                 validator.validate(&module).unwrap_or_else(|e| {
                     panic!("{}.wgsl {variant:?}\n{}", source.name, e.emit_to_string(&text))
                 });

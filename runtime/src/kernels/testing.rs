@@ -4,6 +4,18 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::{Launch, Limits, Operand, PipelineKey, Scalar, View, specialised};
+use crate::device::subgroup_size;
+
+/// The validator of an adapter with what every kernel may ask for and nothing more.
+pub(super) fn validator(subgroups: bool) -> naga::valid::Validator {
+    // `unpack2x16float`, which every adapter but the oldest has.
+    let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(naga::valid::Capabilities::SUBGROUP, subgroups);
+    let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
+    validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
+    validator.subgroup_operations(naga::valid::SubgroupOperationSet::BALLOT);
+    validator
+}
 
 /// Limits of a small software device.
 pub(super) fn limits() -> Limits {
@@ -66,10 +78,7 @@ impl Gpu {
             ..Default::default()
         }))
         .ok()?;
-        let info = adapter.get_info();
-        let fixed = info.subgroup_min_size == info.subgroup_max_size;
-        let usable = fixed && device.features().contains(wgpu::Features::SUBGROUP);
-        let subgroup_size = if usable { info.subgroup_min_size } else { 0 };
+        let subgroup_size = subgroup_size(&adapter.get_info(), device.features());
         Some(Gpu { device, queue, subgroup_size, pipelines: Mutex::new(HashMap::new()) })
     }
 
