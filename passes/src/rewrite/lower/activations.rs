@@ -14,11 +14,8 @@ pub(super) fn lower(
     let Some(dtype) = graph.ty(x).map(|t| t.dtype) else { return Ok(None) };
     let mut with = Build { graph, dtype };
     match function {
-        Unary::Silu if dialect.swish => {
-            with.graph.add(Op::Unary(Unary::Swish { alpha: 1.0 }), &[x]).map(Some)
-        }
         Unary::Silu => with.gated(x, x, Unary::Sigmoid).map(Some),
-        Unary::Swish { alpha } if !dialect.swish => {
+        Unary::Swish { alpha } => {
             let inside = with.times(x, f64::from(alpha))?;
             with.gated(x, inside, Unary::Sigmoid).map(Some)
         }

@@ -29,8 +29,6 @@ use std::collections::HashSet;
 pub struct Dialect {
     /// `Gelu` in both forms.
     pub gelu: bool,
-    /// `Swish`, which `Silu` is too.
-    pub swish: bool,
     /// `Mish`.
     pub mish: bool,
     /// `HardSwish`.
@@ -59,12 +57,11 @@ pub struct Dialect {
 
 impl Dialect {
     /// The standard operators of an ONNX opset. Rotary embeddings are decomposed in all of them, since the
-    /// standard form does not broadcast its tables, and so is `Swish` (opset 24), which runtimes lack;
+    /// standard form does not broadcast its tables, and so are `Silu` and `Swish` (opset 24), which runtimes lack;
     /// corrections and sizes are too, unless the caller keeps them.
     pub fn onnx(opset: i64) -> Self {
         Dialect {
             gelu: opset >= 20,
-            swish: false,
             mish: opset >= 18,
             hard_swish: opset >= 14,
             softplus: true,
@@ -83,7 +80,6 @@ impl Dialect {
     pub fn basic() -> Self {
         Dialect {
             gelu: false,
-            swish: false,
             mish: false,
             hard_swish: false,
             softplus: false,
@@ -102,7 +98,6 @@ impl Dialect {
     pub fn runtime() -> Self {
         Dialect {
             gelu: true,
-            swish: true,
             mish: true,
             hard_swish: true,
             softplus: true,
