@@ -2,8 +2,8 @@
 //! that what runs later can rely on them.
 
 use half::{bf16, f16};
-use snlp_passes::ir::{Bindings, DType, Def, Dim, Element, Graph, Op, Tensor, Type, ValueId};
-use snlp_passes::rewrite::{BindError, bindings_from};
+use snlp_passes::ir::{DType, Def, Element, Graph, Op, Tensor, Type, ValueId};
+use snlp_passes::rewrite::bindings_from;
 
 use crate::error::Error;
 use crate::text;
@@ -57,33 +57,13 @@ pub fn feeds(graph: &Graph, given: &[(String, Tensor)]) -> Result<Vec<(String, T
         out.push((name.to_string(), tensor));
     }
     let shapes: Vec<(&str, &[usize])> = out.iter().map(|(n, t)| (n.as_str(), t.shape())).collect();
-    sizes(graph, &shapes).map_err(|e| {
+    bindings_from(graph, &shapes).map_err(|e| {
         Error::input("the shapes of the inputs do not fit the model")
             .because(e)
             .help("give every input the shape that 'snlp inspect' shows; equal names are equal sizes")
     })?;
     check_indices(graph, &out)?;
     Ok(out)
-}
-
-/// Sizes for the symbols of a graph's inputs, as [`bindings_from`]; of an axis whose size the model fixes,
-/// an error tells that size.
-///
-/// # Errors
-/// When the shapes are not the model's.
-pub fn sizes(graph: &Graph, shapes: &[(&str, &[usize])]) -> Result<Bindings, BindError> {
-    bindings_from(graph, shapes).map_err(|mut e| {
-        if let BindError::Shape { name, given, why, .. } = &mut e
-            && let Some((_, ty)) = input_types(graph).into_iter().find(|(n, _)| n == name)
-            && ty.rank() == given.len()
-        {
-            let misfit = |(d, n): (&Dim, &usize)| d.known_size().is_some_and(|d| d != *n);
-            if let Some(axis) = ty.shape.iter().zip(given.iter()).position(misfit) {
-                *why = format!(": axis {axis} should be {}", ty.shape[axis]);
-            }
-        }
-        e
-    })
 }
 
 /// The tensor in another dtype, if every element has a place there: integers must fit the range, floats
@@ -248,6 +228,7 @@ fn check_indices(graph: &Graph, feeds: &[(String, Tensor)]) -> Result<(), Error>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use snlp_passes::ir::Dim;
 
     #[test]
     fn conversions_keep_the_value_or_refuse() {

@@ -1,9 +1,10 @@
 //! Which inputs of a model are tokens, masks and positions, and which output is logits.
 
 use snlp_passes::ir::{DType, Graph, Tensor, Type};
+use snlp_passes::rewrite::bindings_from;
 
 use crate::error::Error;
-use crate::feeds::{convert, index_bounds, input_types, sizes};
+use crate::feeds::{convert, index_bounds, input_types};
 use crate::text;
 
 /// Name of the input that takes token ids.
@@ -40,7 +41,7 @@ pub fn token_input(graph: &Graph) -> Result<&str, Error> {
 /// When an input is none of these, or the sizes do not fit.
 pub fn token_feeds(graph: &Graph, ids: &Tensor) -> Result<Vec<(String, Tensor)>, Error> {
     let tokens = token_input(graph)?.to_string();
-    let mut bindings = sizes(graph, &[(&tokens, ids.shape())]).map_err(|e| {
+    let mut bindings = bindings_from(graph, &[(&tokens, ids.shape())]).map_err(|e| {
         Error::input("the token windows do not fit the model")
             .because(e)
             .help("use windows of a length that the model takes")

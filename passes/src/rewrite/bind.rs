@@ -136,7 +136,8 @@ pub fn bindings_from(graph: &Graph, shapes: &[(&str, &[usize])]) -> Result<Bindi
         for (axis, (dim, n)) in ty.shape.iter().zip(shape).enumerate() {
             let expected = dim.substitute(&bindings);
             if expected.known().is_some_and(|d| usize::try_from(d) != Ok(*n)) {
-                return Err(misfit(name, ty, shape, format!(": axis {axis} should be {dim} = {expected}")));
+                let size = if dim.known().is_some() { String::new() } else { format!(" = {expected}") };
+                return Err(misfit(name, ty, shape, format!(": axis {axis} should be {dim}{size}")));
             }
         }
     }
@@ -222,7 +223,7 @@ mod tests {
         assert!(message(&[("nothing", &[1])]).contains("ids, past, mask"));
         assert!(message(&[("ids", &[2])]).contains("1 axes instead of 2"));
         assert!(message(&[("ids", &[2, 5]), ("past", &[3, 4, 4, 8])]).contains("axis 0 should be b = 2"));
-        assert!(message(&[("past", &[2, 3, 4, 8])]).contains("axis 1 should be 4 = 4"));
+        assert!(message(&[("past", &[2, 3, 4, 8])]).ends_with("axis 1 should be 4"));
         assert!(message(&[("mask", &[2, 8]), ("ids", &[2, 5]), ("past", &[2, 4, 4, 8])]).contains("axis 1"));
     }
 }
