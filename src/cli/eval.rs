@@ -128,8 +128,7 @@ fn quality(
     batch: usize,
     ui: &Ui,
 ) -> Result<Vec<Measured>, Error> {
-    let window_bytes = windows.length().saturating_mul(vocabulary(source)?).saturating_mul(4);
-    let fits = measure::LOGITS_BYTES / window_bytes.saturating_mul(batch).max(1);
+    let fits = measure::windows_held(windows, vocabulary(source)?) / batch.max(1);
     let mut merged = Vec::new();
     let mut names = Vec::new();
     for part in graphs.chunks(fits.clamp(1, MERGED)) {

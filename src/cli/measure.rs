@@ -15,7 +15,7 @@ use super::backend::Runner;
 use super::ui::Ui;
 
 /// Bytes of logits that may be held at once.
-pub const LOGITS_BYTES: usize = 256 << 20;
+const LOGITS_BYTES: usize = 256 << 20;
 
 /// What was measured of one way to run the model.
 #[derive(Clone, Default)]
@@ -49,12 +49,16 @@ pub struct Joint<'a> {
     pub logits: Vec<String>,
 }
 
+/// Windows whose logits may be held at once: one at least.
+pub fn windows_held(windows: &Windows, vocabulary: usize) -> usize {
+    let window_bytes = windows.length().saturating_mul(vocabulary).saturating_mul(4).max(1);
+    (LOGITS_BYTES / window_bytes).max(1)
+}
+
 /// Windows to run at once: as many as asked for, else at most 8, such that the logits of a batch stay
 /// small.
 pub fn batch_size(windows: &Windows, vocabulary: usize, asked: Option<usize>) -> usize {
-    let window_bytes = windows.length().saturating_mul(vocabulary).saturating_mul(4).max(1);
-    let fits = (LOGITS_BYTES / window_bytes).max(1);
-    asked.unwrap_or_else(|| 8.min(fits)).clamp(1, windows.count())
+    asked.unwrap_or_else(|| 8.min(windows_held(windows, vocabulary))).clamp(1, windows.count())
 }
 
 /// Likelihood and distance of every output of `joints` on every window; the first output is the
