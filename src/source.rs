@@ -75,6 +75,20 @@ impl Source {
         )]
     }
 
+    /// What people should know of a plan for this model.
+    pub fn plan_notices(&self, plan: &PlacedPlan) -> Vec<String> {
+        if plan.shares_caches() {
+            vec![format!(
+                "{}: its caches hold the keys and values of a segment's last iteration alone, so that decoding \
+                 with plan '{plan}' approximates the plan's full forward; kv=exact adds inputs and outputs for \
+                 the other iterations, k=1 needs none",
+                self.path.display()
+            )]
+        } else {
+            vec![]
+        }
+    }
+
     /// The value of a metadata key.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.model.info.metadata.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
@@ -165,13 +179,15 @@ impl Source {
                 if self.is_rewritten() { 0 } else { self.chain.as_ref().map_or(0, |c| c.layers.len()) };
             return plan.place(layers).map_err(plan_error);
         }
-        plan.place(self.chain()?.layers.len()).map_err(|e| {
+        let chain = self.chain()?;
+        let placed = plan.place(chain.layers.len()).map_err(|e| {
             let error = plan_error(e).about(&self.path);
             match self.unsupported_text() {
                 Some(list) => error.help(format!("operators that snlp does not know end the chain: {list}")),
                 None => error,
             }
-        })
+        })?;
+        Ok(placed.settle_caches(|layers| chain.caches.iter().any(|c| layers.contains(&c.layer))))
     }
 
     /// The layer-parallel graph of a placed plan.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use snlp_passes::analysis::{Chain, Transfer};
+use snlp_passes::analysis::{Cache, Chain, Transfer};
 use snlp_passes::ir::{Dim, Graph, Op, ValueId, validate};
 use snlp_passes::rewrite::bind;
 use snlp_runtime::kernels::Limits;
@@ -32,6 +32,9 @@ pub struct ChainSummary {
     pub taps: Vec<TapSummary>,
     /// Values that layers read besides the state.
     pub side_inputs: Vec<SideSummary>,
+    /// Keys and values that layers keep between calls.
+    #[serde(default)]
+    pub caches: Vec<CacheSummary>,
     /// Nodes before the chain.
     pub prefix_nodes: usize,
     /// Nodes behind it.
@@ -70,6 +73,17 @@ pub struct SideSummary {
     pub name: String,
     /// Zero-based numbers of the layers.
     pub layers: Vec<usize>,
+}
+
+/// A cache of a layer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CacheSummary {
+    /// Zero-based number of the layer.
+    pub layer: usize,
+    /// The model's input that holds what earlier calls left.
+    pub input: String,
+    /// The model's output for the next call.
+    pub output: String,
 }
 
 /// A layer.
@@ -133,6 +147,7 @@ impl ChainSummary {
                 .iter()
                 .map(|s| SideSummary { name: s.name.clone(), layers: s.layers.clone() })
                 .collect(),
+            caches: chain.caches.iter().map(|c| CacheSummary::of(graph, c)).collect(),
             prefix_nodes: chain.prefix_nodes,
             suffix_nodes: chain.suffix_nodes,
             layers_detail: chain
@@ -148,6 +163,17 @@ impl ChainSummary {
                     transfer: transfer_text(&layer.transfer(graph)),
                 })
                 .collect(),
+        }
+    }
+}
+
+impl CacheSummary {
+    fn of(graph: &Graph, cache: &Cache) -> Self {
+        let output = graph.outputs.iter().find(|o| o.value == cache.output);
+        CacheSummary {
+            layer: cache.layer,
+            input: graph.value(cache.input).name.clone().unwrap_or_default(),
+            output: output.map(|o| o.name.clone()).unwrap_or_default(),
         }
     }
 }

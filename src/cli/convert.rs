@@ -16,7 +16,7 @@ use super::output::{check_outputs, write_text};
 use super::tensors::read_windows;
 use super::ui::{self, BOLD, Ui, bytes};
 use super::verify::{self, Verification};
-use super::{Common, read_model};
+use super::{Common, place, read_model};
 
 /// Write the layer-parallel ONNX model
 ///
@@ -74,7 +74,7 @@ impl Convert {
         if source.is_rewritten() {
             source.chain()?;
         }
-        let placed = source.place(&plan)?;
+        let placed = place(&source, &plan, ui)?;
         let windows = self.tokens.as_deref().map(read_windows).transpose()?;
         let graph = source.rewrite(&placed)?.graph;
 

@@ -13,7 +13,7 @@ use snlp::source::{Source, parse_plan};
 use snlp::text;
 
 use super::backend::Backend;
-use super::measure::{self, Joint, Measured, batch_size, check_windows, vocabulary};
+use super::measure::{self, Forward, Joint, Measured, batch_size, check_windows, vocabulary};
 use super::tensors::read_windows;
 use super::ui::{self, Table, Ui};
 use super::{Common, read_model};
@@ -90,7 +90,9 @@ impl Eval {
         check_windows(&source, &windows)?;
         let mut graphs = vec![logits_only(source.graph.clone(), at)];
         for plan in &placed {
-            graphs.push(logits_only(source.rewrite(plan)?.graph, at));
+            // Whole windows at once: nothing is kept, and no cache is wanted.
+            let plan = plan.clone().settle_caches(|_| false);
+            graphs.push(logits_only(source.rewrite(&plan)?.graph, at));
         }
         let backend = Backend::open(common, ui)?;
         let mut measured = quality(&backend, &source, &graphs, name, &windows, batch, ui)?;
@@ -136,8 +138,8 @@ fn quality(
         names.push((0..part.len()).map(|i| format!("{i}/{logits}")).collect::<Vec<_>>());
     }
     let runners = backend.load(merged).map_err(|e| e.about(&source.path))?;
-    let joints: Vec<Joint> =
-        runners.iter().zip(names).map(|(runner, logits)| Joint { runner, logits }).collect();
+    let joint = |(runner, logits)| Joint { runner, graph: &source.graph, logits };
+    let joints: Vec<Joint> = runners.iter().zip(names).map(joint).collect();
     measure::quality(source, &joints, windows, batch, ui)
 }
 
@@ -161,7 +163,8 @@ fn time(
     for group in groups {
         let together = std::iter::once(sequential).chain(group).cloned().collect();
         let runners = backend.load(together).map_err(about)?;
-        let mut times = measure::times(&runners, &feeds, ROUNDS, &bar).map_err(about)?.into_iter();
+        let forwards: Vec<Forward> = runners.iter().map(|runner| (runner, feeds.as_slice())).collect();
+        let mut times = measure::times(&forwards, ROUNDS, &bar).map_err(about)?.into_iter();
         of_sequential.extend(times.next().unwrap_or_default());
         for times in times {
             if let Some(m) = measured.get_mut(at) {

@@ -8,7 +8,7 @@ use snlp::error::{Error, Kind};
 use snlp::language::inputs::{logits_output, token_feeds};
 use snlp::language::metrics::{Deviation, MetricsError, window_nll};
 use snlp::language::windows::Windows;
-use snlp::passes::ir::Tensor;
+use snlp::passes::ir::{Graph, Tensor};
 use snlp::source::Source;
 
 use super::backend::Runner;
@@ -45,6 +45,8 @@ impl Measured {
 pub struct Joint<'a> {
     /// What runs.
     pub runner: &'a Runner,
+    /// The graph that tells which inputs tokens become.
+    pub graph: &'a Graph,
     /// Names of the outputs.
     pub logits: Vec<String>,
 }
@@ -76,10 +78,11 @@ pub fn quality(
     let bar = ui.progress((batches * joints.len()) as u64, "measuring");
     for first in (0..windows.count()).step_by(batch) {
         let range = first..windows.count().min(first + batch);
-        let feeds = token_feeds(&source.graph, &windows.batch(range.clone()))?;
+        let ids = windows.batch(range.clone());
         let mut reference: Option<Vec<f32>> = None;
         let mut places = measured.iter_mut();
         for joint in joints {
+            let feeds = token_feeds(joint.graph, &ids)?;
             let outputs = joint.runner.run(&feeds).map_err(|e| e.about(&source.path))?;
             for (name, measured) in joint.logits.iter().zip(&mut places) {
                 let Some((_, tensor)) = outputs.iter().find(|(n, _)| n == name) else {
@@ -101,21 +104,23 @@ pub fn quality(
 /// Rounds of timing stop when they have taken so long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The times of at most `rounds` forwards of each runner, taken in turns after one that is not timed;
+/// A runner and inputs for it.
+pub type Forward<'a> = (&'a Runner, &'a [(String, Tensor)]);
+
+/// The times of at most `rounds` runs of each forward, taken in turns after one that is not timed;
 /// fewer, but one at least, where forwards are slow.
 pub fn times(
-    runners: &[Runner],
-    inputs: &[(String, Tensor)],
+    forwards: &[Forward<'_>],
     rounds: usize,
     bar: &ProgressBar,
 ) -> Result<Vec<Vec<Duration>>, Error> {
-    let mut times = vec![Vec::new(); runners.len()];
+    let mut times = vec![Vec::new(); forwards.len()];
     let start = Instant::now();
     for round in 0..=rounds {
         if round > 1 && start.elapsed() > PATIENCE {
             break;
         }
-        for (i, (runner, times)) in runners.iter().zip(&mut times).enumerate() {
+        for (i, ((runner, inputs), times)) in forwards.iter().zip(&mut times).enumerate() {
             let took = runner.time(inputs, 1)?;
             // The first round pays for what later ones reuse.
             if round > 0 {

@@ -29,6 +29,7 @@ use clap::{Parser, Subcommand};
 
 pub use args::Common;
 use snlp::error::{Error, Kind};
+use snlp::passes::plan::{PlacedPlan, Plan};
 use snlp::source::Source;
 use ui::Ui;
 
@@ -98,6 +99,13 @@ fn read_model(path: &Path, ui: &Ui) -> Result<Source, Error> {
     let source = Source::read(path)?;
     source.notices().iter().for_each(|text| ui.notice(text));
     Ok(source)
+}
+
+/// Lays a plan over a model's chain and says what there is to notice about it.
+fn place(source: &Source, plan: &Plan, ui: &Ui) -> Result<PlacedPlan, Error> {
+    let placed = source.place(plan)?;
+    source.plan_notices(&placed).iter().for_each(|text| ui.notice(text));
+    Ok(placed)
 }
 
 /// Where the last panic happened, for the report.

@@ -17,7 +17,7 @@ use super::backend::Backend;
 use super::output::check_outputs;
 use super::tensors::{NamedFile, read_archive, read_inputs, write_archive};
 use super::ui::{self, BAD, GOOD, Table, Ui};
-use super::{Common, args::DTypeChoice, read_model};
+use super::{Common, args::DTypeChoice, place, read_model};
 
 /// Execute a model on raw tensors, and compare its outputs with expected ones
 ///
@@ -102,13 +102,13 @@ impl Run {
         let source = read_model(&self.model, ui)?;
         self.check_files(&source)?;
         let graph = match &plan {
-            Some(plan) => source.rewrite(&source.place(plan)?)?.graph,
+            Some(plan) => source.rewrite(&place(&source, plan, ui)?)?.graph,
             None => source.graph.clone(),
         };
         source.require_supported()?;
         let given = read_inputs(self.inputs.as_deref(), &self.input)?;
         let about = |e: Error| e.about(&self.model);
-        let inputs = feeds(&source.graph, &given).map_err(about)?;
+        let inputs = feeds(&graph, &given).map_err(about)?;
         let expected = self.expect.as_deref().map(|path| read_expected(path, &source)).transpose()?;
         let half = common.dtype == Some(DTypeChoice::F16) || has_half(&source);
         drop(source);

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use snlp::compare::{Comparison, Tolerance, compare};
 use snlp::error::{Error, Kind};
-use snlp::feeds::feeds;
+use snlp::feeds::{feeds, input_types};
 use snlp::language::inputs::{logits_output, token_feeds};
 use snlp::language::metrics::Deviation;
 use snlp::language::windows::Windows;
@@ -18,7 +18,7 @@ use snlp::text;
 
 use super::Common;
 use super::backend::{Backend, Runner};
-use super::measure::{self, Joint, Measured, batch_size, check_windows, vocabulary};
+use super::measure::{self, Forward, Joint, Measured, batch_size, check_windows, vocabulary};
 use super::ui::{self, BAD, BOLD, GOOD, Ui};
 
 /// Positions of the inputs that the evaluator runs on: it is correct, not fast.
@@ -64,9 +64,10 @@ pub fn verify(
     }
     let about = |e: Error| e.about(&source.path);
     let inputs = probe(source, windows.as_ref()).and_then(|p| feeds(&source.graph, &p)).map_err(about)?;
+    let inputs_of_file = with_own_caches(rewritten, &inputs).map_err(about)?;
     let backends = Backend::open_all(common, ui)?;
     let bar = ui.progress(1 + backends.len() as u64, "verifying");
-    let expected = evaluate(rewritten, &inputs)?;
+    let expected = evaluate(rewritten, &inputs_of_file)?;
     bar.inc(1);
 
     let half = |t: &Tensor| matches!(t.dtype(), DType::F16 | DType::BF16) && t.len() > 1;
@@ -80,7 +81,7 @@ pub fn verify(
         let [sequential, parallel] = &runners[..] else {
             return Err(Error::new(Kind::Internal, "two runners were expected"));
         };
-        let actual = parallel.run(&inputs).map_err(|e| e.about(file))?;
+        let actual = parallel.run(&inputs_of_file).map_err(|e| e.about(file))?;
         let reference = sequential.run(&inputs).map_err(about)?;
         said.push(OnBackend { device: backend.name(), outputs: check(&expected, &actual, tolerance)? });
         if first.is_none() {
@@ -95,17 +96,20 @@ pub fn verify(
         Some(w) => {
             let (_, name) = logits_output(&source.graph).map_err(about)?;
             let batch = batch_size(&w, vocabulary(source)?, None);
-            let joint = |runner| Joint { runner, logits: vec![name.to_string()] };
-            let joints: Vec<Joint> = runners.iter().map(joint).collect();
+            let joint = |(runner, graph)| Joint { runner, graph, logits: vec![name.to_string()] };
+            let joints: Vec<Joint> =
+                runners.iter().zip([&source.graph, &converted.graph]).map(joint).collect();
             let mut measured = measure::quality(source, &joints, &w, batch, ui)?.into_iter();
-            let feeds = token_feeds(&source.graph, &w.batch(0..batch))?;
+            let ids = w.batch(0..batch);
+            let feeds = [token_feeds(&source.graph, &ids)?, token_feeds(&converted.graph, &ids)?];
             let timed = format!("{batch} x {} tokens", w.length());
             (measured.next().zip(measured.next()), feeds, timed)
         }
-        None => (None, inputs, format!("1 x {LENGTH} positions")),
+        None => (None, [inputs, inputs_of_file], format!("1 x {LENGTH} positions")),
     };
+    let forwards: Vec<Forward> = runners.iter().zip(timing_inputs.iter().map(Vec::as_slice)).collect();
     let bar = ui.progress(1 + ROUNDS as u64, "timing");
-    let ms = measure::times(&runners, &timing_inputs, ROUNDS, &bar)?.into_iter().map(measure::median);
+    let ms = measure::times(&forwards, ROUNDS, &bar)?.into_iter().map(measure::median);
     bar.finish_and_clear();
     let ms = match ms.collect::<Vec<_>>()[..] {
         [sequential, parallel] => (sequential, parallel),
@@ -123,6 +127,22 @@ fn probe(source: &Source, windows: Option<&Windows>) -> Result<Vec<(String, Tens
     let ids = windows.inputs(0).get(..length).unwrap_or_default().to_vec();
     let ids = Tensor::from_vec(vec![1, length], ids).map_err(|e| Error::input(e.to_string()))?;
     token_feeds(&source.graph, &ids)
+}
+
+/// The inputs with those that the converted model has beside the original's: caches of a segment's earlier
+/// iterations, with the content of the original's caches.
+fn with_own_caches(converted: &Graph, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, Error> {
+    let given = |name: &str| inputs.iter().find(|(n, _)| n == name);
+    let mut all = inputs.to_vec();
+    for (name, _) in input_types(converted) {
+        if given(name).is_none()
+            && let Some((base, _)) = name.rsplit_once('.')
+            && let Some((_, tensor)) = given(base)
+        {
+            all.push((name.to_string(), tensor.clone()));
+        }
+    }
+    feeds(converted, &all)
 }
 
 /// Every expected output against the one computed.

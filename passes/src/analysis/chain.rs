@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::cache::{Cache, caches};
 use super::kind::{attends, kind_of};
 use super::lockstep::{describe, same_class};
 use super::region::{Reach, region, state_dependent};
@@ -113,6 +114,8 @@ pub struct Chain {
     pub side_inputs: Vec<SideInput>,
     /// States read after the trunk.
     pub taps: Vec<Tap>,
+    /// Keys and values that the layers keep between calls.
+    pub caches: Vec<Cache>,
     /// Feature size of the state.
     pub hidden: Dim,
     /// Number of residual streams.
@@ -162,8 +165,21 @@ pub fn find_chain(graph: &Graph) -> Result<Chain, Stopped> {
     let suffix_nodes = graph.nodes().filter(|(id, n)| depends(n) && !in_layers.contains(id)).count();
     let side_inputs = side_inputs(graph, &layers, &stream_states, &reach);
     let taps = taps(graph, &layers, &in_layers);
+    let caches = caches(graph, &layers);
     let streams = 1;
-    Ok(Chain { input, layers, classes, side_inputs, taps, hidden, streams, kind, prefix_nodes, suffix_nodes })
+    Ok(Chain {
+        input,
+        layers,
+        classes,
+        side_inputs,
+        taps,
+        caches,
+        hidden,
+        streams,
+        kind,
+        prefix_nodes,
+        suffix_nodes,
+    })
 }
 
 /// Indices of the events at which layers start.

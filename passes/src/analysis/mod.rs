@@ -4,11 +4,13 @@
 //! ```text
 //!   stream   joins and maps, linked skip to skip: h0 → … → hN        (one walk, longest stream)
 //!   chain    the stream cut into layers at attention; side inputs, taps, kind
+//!   cache    inputs that one layer reads and hands out again, grown
 //!   lockstep two layers compared node by node: the same class, or a reason why not
 //! ```
 //!
 //! Everything is found by structure; names play no part.
 
+mod cache;
 mod chain;
 mod kind;
 mod lockstep;
@@ -16,8 +18,9 @@ mod region;
 mod stream;
 mod transfer;
 
+pub use cache::Cache;
 pub use chain::{Chain, Class, Kind, Layer, SideInput, Stopped, Tap, find_chain};
 pub use lockstep::{Mismatch, same_class};
-pub use region::{Reach, state_dependent};
+pub use region::{Reach, descendants, state_dependent};
 pub use stream::{Event, Stream, find_stream};
 pub use transfer::Transfer;

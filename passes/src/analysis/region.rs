@@ -16,9 +16,17 @@ impl Reach {
 
 /// Everything that is computed from `origin`.
 pub fn state_dependent(graph: &Graph, origin: ValueId) -> Reach {
-    let users = graph.users();
+    descendants(graph, [origin])
+}
+
+/// Everything that is computed from any of `origins`.
+pub fn descendants(graph: &Graph, origins: impl IntoIterator<Item = ValueId>) -> Reach {
     let mut reach = vec![false; graph.value_count()];
-    let mut stack = vec![origin];
+    let mut stack: Vec<ValueId> = origins.into_iter().collect();
+    if stack.is_empty() {
+        return Reach(reach);
+    }
+    let users = graph.users();
     while let Some(v) = stack.pop() {
         for node in users.get(v.index()).into_iter().flatten().filter_map(|n| graph.node(*n)) {
             for out in &node.outputs {

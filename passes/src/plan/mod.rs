@@ -4,6 +4,7 @@
 //! PLAN    := "sequential" | SEGMENT (" " SEGMENT)*
 //! SEGMENT := ["N*"] ( "sN" | "CxFM" ["[" OPTION ("," OPTION)* "]"] )
 //! OPTION  := k=N | init=h0|batch_fwd | surrogate=auto|identity|transfer|jacobi | elk=0.1 | avg | tap=partial|unit
+//!          | kv=exact|shared
 //! ```
 //!
 //! A [`Plan`] is what was written; [`Plan::place`] lays it over a chain of `L` layers and gives a
@@ -49,6 +50,15 @@ pub enum TapRule {
     Unit,
 }
 
+/// Which keys and values a model with caches keeps when a segment is iterated (METHOD §5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KvCache {
+    /// One cache per layer and iteration: decoding equals the full forward of the plan.
+    Exact,
+    /// The last iteration's alone: the model's own caches suffice, decoding is approximate.
+    Shared,
+}
+
 /// A parallel segment: `units` chunks of `fused` consecutive layers, solved together.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Parallel {
@@ -68,6 +78,8 @@ pub struct Parallel {
     pub avg: bool,
     /// Tap rule.
     pub tap: TapRule,
+    /// What is cached, where the plan says or the model makes it matter.
+    pub kv: Option<KvCache>,
 }
 
 impl Parallel {
@@ -82,6 +94,7 @@ impl Parallel {
             elk: 0.0,
             avg: false,
             tap: TapRule::default(),
+            kv: None,
         }
     }
 
@@ -93,6 +106,13 @@ impl Parallel {
     /// Iterations that can still change anything: after as many as there are units the segment is exact.
     pub fn effective_iterations(&self) -> usize {
         self.iterations.min(self.units)
+    }
+
+    /// Without what changes nothing: more iterations than units, the choice of a cache for a single evaluation.
+    fn placed(self) -> Self {
+        let iterations = self.effective_iterations();
+        let kv = self.kv.filter(|_| self.depth() > 1);
+        Parallel { iterations, kv, ..self }
     }
 
     /// Dependent unit evaluations, the first guess included.
@@ -144,7 +164,7 @@ impl Plan {
             match (segments.last_mut(), segment) {
                 (Some(Segment::Sequential(n)), Segment::Sequential(more)) => *n += more,
                 (_, Segment::Parallel(p)) => {
-                    segments.push(Segment::Parallel(Parallel { iterations: p.effective_iterations(), ..*p }));
+                    segments.push(Segment::Parallel(p.placed()));
                 }
                 (_, sequential) => segments.push(*sequential),
             }
@@ -167,6 +187,28 @@ impl PlacedPlan {
     /// Whether nothing is parallel.
     pub fn is_sequential(&self) -> bool {
         self.segments.iter().all(|s| matches!(s, Segment::Sequential(_)))
+    }
+
+    /// Decides for each segment that is iterated which keys and values are kept, where the plan does not
+    /// say: a model's own caches have room for one iteration's. Without caches there is nothing to decide.
+    pub fn settle_caches(mut self, has_caches: impl Fn(std::ops::Range<usize>) -> bool) -> Self {
+        let mut first = 0;
+        for segment in &mut self.segments {
+            let layers = first..first + segment.layers();
+            first = layers.end;
+            if let Segment::Parallel(p) = segment {
+                let iterated = p.depth() > 1 && has_caches(layers);
+                p.kv = iterated.then(|| p.kv.unwrap_or(KvCache::Shared));
+            }
+        }
+        self
+    }
+
+    /// Whether decoding with the model's caches approximates the plan's full forward: with fewer iterations
+    /// than units, caches of the last one hold what the others did not see.
+    pub fn shares_caches(&self) -> bool {
+        let shares = |p: &Parallel| p.kv == Some(KvCache::Shared) && p.effective_iterations() < p.units;
+        self.segments.iter().any(|s| matches!(s, Segment::Parallel(p) if shares(p)))
     }
 
     /// Layers or units that must be evaluated one after the other.
@@ -216,6 +258,11 @@ impl fmt::Display for Parallel {
         if self.tap == TapRule::Unit {
             options.push("tap=unit".into());
         }
+        match self.kv {
+            None => {}
+            Some(KvCache::Exact) => options.push("kv=exact".into()),
+            Some(KvCache::Shared) => options.push("kv=shared".into()),
+        }
         if options.is_empty() { Ok(()) } else { write!(f, "[{}]", options.join(",")) }
     }
 }
@@ -241,5 +288,28 @@ impl fmt::Display for Plan {
 impl fmt::Display for PlacedPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_sequential() { f.write_str("sequential") } else { write_segments(f, &self.segments) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caches_matter_where_a_segment_with_some_is_iterated() {
+        let settled = |text: &str| {
+            let placed = text.parse::<Plan>().unwrap().place(8).unwrap();
+            placed.settle_caches(|layers| layers.start < 4)
+        };
+        for (given, normal, shares) in [
+            ("2xF2[k=2] 4xF1[k=2]", "2xF2[k=2,kv=shared] 4xF1[k=2]", false),
+            ("4xF1[k=2] s4", "4xF1[k=2,kv=shared] s4", true),
+            ("4xF1[k=2,kv=exact] s4", "4xF1[k=2,kv=exact] s4", false),
+            ("4xF1[init=batch_fwd] s4", "4xF1[init=batch_fwd,kv=shared] s4", true),
+            ("4xF1 4xF1[k=3,kv=exact]", "4xF1 4xF1[k=3]", false),
+        ] {
+            let placed = settled(given);
+            assert_eq!((placed.to_string().as_str(), placed.shares_caches()), (normal, shares), "{given}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::{Init, Parallel, Plan, Segment, SurrogateChoice, TapRule};
+use super::{Init, KvCache, Parallel, Plan, Segment, SurrogateChoice, TapRule};
 
 /// What is wrong with a plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -162,7 +162,7 @@ fn apply(p: &mut Parallel, option: &str) -> Result<(), Reject> {
         ("surrogate", "identity") => p.surrogate = SurrogateChoice::Identity,
         ("surrogate", "transfer") => p.surrogate = SurrogateChoice::Transfer,
         ("surrogate", "jacobi") => p.surrogate = SurrogateChoice::Jacobi,
-        ("init", "preheat" | "warm") | ("surrogate", "diagonal" | "exact") | ("kv", "exact" | "shared") => {
+        ("init", "preheat" | "warm") | ("surrogate", "diagonal" | "exact") => {
             return Err(Reject::NotYet(option.into()));
         }
         ("elk", a) => match a.parse::<f64>() {
@@ -172,10 +172,13 @@ fn apply(p: &mut Parallel, option: &str) -> Result<(), Reject> {
         ("avg", "") => p.avg = true,
         ("tap", "partial") => p.tap = TapRule::Partial,
         ("tap", "unit") => p.tap = TapRule::Unit,
+        ("kv", "exact") => p.kv = Some(KvCache::Exact),
+        ("kv", "shared") => p.kv = Some(KvCache::Shared),
         _ => {
             return Err(format!(
                 "'{option}' is no option; there are k=N, init=h0|batch_fwd, \
-                 surrogate=auto|identity|transfer|jacobi, elk=A, avg, tap=partial|unit"
+                 surrogate=auto|identity|transfer|jacobi, elk=A, avg, tap=partial|unit, \
+                 kv=exact|shared"
             )
             .into());
         }
@@ -201,12 +204,14 @@ mod tests {
         assert_eq!(placed("sequential", 6), "sequential");
         assert_eq!(placed("s6", 6), "sequential");
         assert_eq!(placed("2xF1[k=1,init=h0,surrogate=auto,elk=0,tap=partial]", 2), "2xF1");
-        let all = "2xF2[k=2,init=batch_fwd,surrogate=transfer,elk=0.1,avg,tap=unit]";
+        let all = "2xF2[k=2,init=batch_fwd,surrogate=transfer,elk=0.1,avg,tap=unit,kv=exact]";
         assert_eq!(placed(all, 4), all);
         assert_eq!(placed("2xF2[ k=2, avg ]", 4), "2xF2[k=2,avg]");
         // More iterations than units change nothing.
         assert_eq!(placed("2xF1[k=3] 2xF1[k=2]", 4), "2*2xF1[k=2]");
         assert_eq!(placed("1xF2[k=5]", 2), "1xF2");
+        // A single evaluation has a single cache.
+        assert_eq!(placed("2xF1[kv=exact] 2xF1[k=2,kv=shared]", 4), "2xF1 2xF1[k=2,kv=shared]");
     }
 
     #[test]
@@ -236,7 +241,7 @@ mod tests {
             assert!(error(alone).contains("stands alone"), "{alone}");
         }
         assert!(error("99999999999999999999*1xF2").contains("count"));
-        for later in ["auto", "plan.toml", "2xF1[init=warm]", "2xF1[surrogate=exact]", "2xF1[kv=shared]"] {
+        for later in ["auto", "plan.toml", "2xF1[init=warm]", "2xF1[surrogate=exact]"] {
             assert!(error(later).contains("not implemented yet"), "{later}");
         }
         let too_many = "12xF2".parse::<Plan>().unwrap().place(6).unwrap_err().to_string();

@@ -7,22 +7,24 @@
 //!   K times:   f = units([h, s_1 .. s_{C-1}])        one batched evaluation
 //!              s = correction(f, s)                  METHOD §1
 //!   the segment's output is s_C; taps read s_j, or a partial sum plus unit j's correction (METHOD §4)
+//!   what else is read of the layers' inside is taken out of the last evaluation (caches: METHOD §5)
 //! ```
 //!
 //! The graph is rewritten in place: everything that read the segment's last state reads `s_C` instead,
 //! and the original layers die.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use super::PassError;
 use super::driver::clean_up_exact;
-use super::units::{Evaluated, PartialTaps, SegmentContext, evaluate};
-use super::vectorize::{Batched, VectorizeError};
-use crate::analysis::{Chain, Event, Mismatch, Tap, Transfer, state_dependent};
+use super::escapes::{Escape, escapes, inner_states, own_inputs, own_outputs, replacements};
+use super::units::{Evaluated, PartialTaps, SegmentContext, Wanted, evaluate};
+use super::vectorize::{Batched, OwnInputs, VectorizeError};
+use crate::analysis::{Cache, Chain, Mismatch, Tap, Transfer, state_dependent};
 use crate::ir::{
     Binary, Correction, CorrectionForm, Graph, GraphError, Invalid, Op, Tensor, ValueId, validate,
 };
-use crate::plan::{Init, Parallel, PlacedPlan, Segment, SurrogateChoice, TapRule};
+use crate::plan::{Init, KvCache, Parallel, PlacedPlan, Segment, SurrogateChoice, TapRule};
 
 /// A rewritten model and what was done.
 #[derive(Clone)]
@@ -140,15 +142,14 @@ impl Rewrite<'_> {
         let units: Vec<Vec<usize>> = layers.chunks(p.fused).map(<[usize]>::to_vec).collect();
         let input = self.current(self.chain.layers[first].input);
         let taps = self.taps(&layers);
-        self.refuse_leaks(&layers, &taps)?;
+        let escapes = escapes(&self.graph, self.chain, &layers, &taps)?;
         if p.fused > 1 {
             self.refuse_unfusable(&layers)?;
         }
         let surrogate = self.surrogate(p, &units)?;
         let reach = state_dependent(&self.graph, input);
         let entry = layers.iter().map(|l| (*l, self.current(self.chain.layers[*l].input))).collect();
-        let forbidden: HashSet<ValueId> =
-            layers.iter().flat_map(|l| self.chain.layers[*l].events.iter().map(Event::output)).collect();
+        let forbidden = inner_states(self.chain, &layers);
         let context = SegmentContext {
             chain: self.chain,
             units: units.clone(),
@@ -157,7 +158,21 @@ impl Rewrite<'_> {
             forbidden: &forbidden,
             avg: p.avg,
         };
-        let solver = Solver { context: &context, plan: p, surrogate: &surrogate, input, first };
+        let caches: Vec<Cache> = match p.kv {
+            Some(KvCache::Exact) => {
+                self.chain.caches.iter().filter(|c| layers.contains(&c.layer)).copied().collect()
+            }
+            _ => vec![],
+        };
+        let solver = Solver {
+            context: &context,
+            plan: p,
+            surrogate: &surrogate,
+            escapes: &escapes,
+            caches: &caches,
+            input,
+            first,
+        };
         let solved = solver.solve(&mut self.graph, &taps)?;
         for (old, new) in solved {
             self.graph.replace_uses(old, new)?;
@@ -179,45 +194,8 @@ impl Rewrite<'_> {
     /// The taps on states of these layers, except the last one's output, which the segment gives anyway.
     fn taps(&self, layers: &[usize]) -> Vec<Tap> {
         let last = layers.last().map(|l| self.chain.layers[*l].output);
-        let own: HashSet<ValueId> =
-            layers.iter().flat_map(|l| self.chain.layers[*l].events.iter().map(Event::output)).collect();
+        let own = inner_states(self.chain, layers);
         self.chain.taps.iter().filter(|t| own.contains(&t.value) && Some(t.value) != last).cloned().collect()
-    }
-
-    /// Values inside the layers that are read elsewhere have no place in the rewritten segment.
-    fn refuse_leaks(&self, layers: &[usize], taps: &[Tap]) -> Result<(), VectorizeError> {
-        let refuse = |v, reason: String| Err(Mismatch::at_value(&self.graph, v, reason).into());
-        if let Some(tap) = taps.iter().find(|t| t.inside) {
-            let reason = format!(
-                "the state between the sub-blocks of layer {} is read by {}",
-                tap.after_layer,
-                tap.readers.join(", ")
-            );
-            return refuse(tap.value, reason);
-        }
-        let inside: HashSet<_> =
-            layers.iter().flat_map(|l| self.chain.layers[*l].nodes.iter().copied()).collect();
-        let states: HashSet<ValueId> = layers.iter().flat_map(|l| self.chain.layers[*l].states()).collect();
-        let users = self.graph.users();
-        let outputs: HashMap<ValueId, &str> =
-            self.graph.outputs.iter().map(|o| (o.value, o.name.as_str())).collect();
-        // What depends on the segment's input alone (such as `μ·x0` that all layers share) stays exact.
-        let first = layers.first().and_then(|l| self.chain.layers[*l].events.first());
-        let Some(approximated) = first.map(|e| state_dependent(&self.graph, e.output())) else {
-            return Ok(());
-        };
-        for v in inside.iter().filter_map(|n| self.graph.node(*n)).flat_map(|n| &n.outputs) {
-            if states.contains(v) || !approximated.contains(*v) {
-                continue;
-            }
-            if let Some(name) = outputs.get(v) {
-                return refuse(*v, format!("a value inside a layer is the model's output '{name}'"));
-            }
-            if users[v.index()].iter().any(|n| !inside.contains(n)) {
-                return refuse(*v, "a value inside a layer is read outside the parallel segment".into());
-            }
-        }
-        Ok(())
     }
 
     /// Fusing is defined for skip paths that are affine in the state.
@@ -273,6 +251,9 @@ struct Solver<'a> {
     context: &'a SegmentContext<'a>,
     plan: &'a Parallel,
     surrogate: &'a Surrogate,
+    escapes: &'a [Escape],
+    /// Those of which every evaluation has its own.
+    caches: &'a [Cache],
     input: ValueId,
     first: usize,
 }
@@ -312,9 +293,10 @@ impl Solver<'_> {
         }
         let last_layer = self.context.units.last().and_then(|u| u.last()).copied().unwrap_or(self.first);
         let old_output = self.context.chain.layers[last_layer].output;
+        let input = Batched::shared(self.input);
         if self.count() == 1 {
-            let out = evaluate(graph, self.context, Batched::shared(self.input), &partial)?;
-            let mut replaced = Vec::new();
+            let out = self.last(graph, input, &partial)?;
+            let mut replaced = replacements(graph, self.escapes, &out.escaped)?;
             for (value, _, inside) in places {
                 let new = if inside { out.partial.get(&0).copied() } else { None };
                 replaced.push((value, new.unwrap_or(out.outputs)));
@@ -324,23 +306,50 @@ impl Solver<'_> {
         }
         let mut old = match self.plan.init {
             Init::H0 => Estimates::Input,
-            Init::BatchForward => {
-                let none = PartialTaps::new();
-                Estimates::Units(evaluate(graph, self.context, Batched::shared(self.input), &none)?.outputs)
-            }
+            Init::BatchForward => Estimates::Units(self.before_last(graph, input, 0)?),
         };
-        let iterations = self.plan.effective_iterations();
-        for k in 0..iterations {
-            let last = k + 1 == iterations;
-            let wanted = if last { partial.clone() } else { PartialTaps::new() };
+        for k in 1..self.plan.effective_iterations() {
             let input = self.unit_inputs(graph, old)?;
-            let out = evaluate(graph, self.context, input, &wanted)?;
-            if last {
-                return self.finish(graph, &out, old, &places, old_output);
-            }
-            old = Estimates::Units(self.correct(graph, out.outputs, old, false)?);
+            let f = self.before_last(graph, input, k)?;
+            old = Estimates::Units(self.correct(graph, f, old, false)?);
         }
-        Ok(vec![])
+        let input = self.unit_inputs(graph, old)?;
+        let out = self.last(graph, input, &partial)?;
+        let mut replaced = replacements(graph, self.escapes, &out.escaped)?;
+        replaced.extend(self.finish(graph, &out, old, &places, old_output)?);
+        Ok(replaced)
+    }
+
+    /// The units' evaluations number `iteration` (0 is the first guess), with caches of their own if each
+    /// evaluation has some.
+    fn before_last(
+        &self,
+        graph: &mut Graph,
+        input: Batched,
+        iteration: usize,
+    ) -> Result<ValueId, VectorizeError> {
+        let own = own_inputs(graph, self.caches, iteration);
+        let kept: Vec<Escape> = self
+            .escapes
+            .iter()
+            .filter(|e| self.caches.iter().any(|c| c.output == e.value))
+            .copied()
+            .collect();
+        let wanted = Wanted { taps: &PartialTaps::new(), escapes: &kept, own: &own };
+        let out = evaluate(graph, self.context, input, &wanted)?;
+        own_outputs(graph, self.caches, &out.escaped, iteration)?;
+        Ok(out.outputs)
+    }
+
+    /// The evaluation whose results leave the segment.
+    fn last(
+        &self,
+        graph: &mut Graph,
+        input: Batched,
+        taps: &PartialTaps,
+    ) -> Result<Evaluated, VectorizeError> {
+        let own = OwnInputs::new(graph, HashMap::new());
+        evaluate(graph, self.context, input, &Wanted { taps, escapes: self.escapes, own: &own })
     }
 
     /// What each unit reads: `h` for the first, the estimate of the unit before for the others.

@@ -12,10 +12,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::batch;
-use super::vectorize::{Batched, Lanes, VectorizeError};
+use super::class_lanes::{ClassLanes, Lane, take_rows};
+use super::escapes::Escape;
+use super::vectorize::{Batched, Lanes, OwnInputs, VectorizeError};
 use crate::analysis::{Chain, Event, Mismatch, Reach};
-use crate::ir::{Binary, Dim, Graph, Op, Reduce, Tensor, ValueId};
+use crate::ir::{Binary, Dim, Graph, Op, ValueId};
 
 /// What a parallel evaluation is told of its segment.
 pub(super) struct SegmentContext<'a> {
@@ -34,44 +35,23 @@ pub(super) struct SegmentContext<'a> {
 /// States read from inside a unit: unit → number of its layers whose branches count.
 pub(super) type PartialTaps = BTreeMap<usize, usize>;
 
+/// What is wanted of an evaluation besides the units' outputs.
+pub(super) struct Wanted<'a> {
+    pub taps: &'a PartialTaps,
+    /// Values inside layers that are read from outside.
+    pub escapes: &'a [Escape],
+    pub own: &'a OwnInputs,
+}
+
 /// What an evaluation gives.
 pub(super) struct Evaluated {
     /// The units' outputs `[C, ..]` (no unit axis when `C = 1`).
     pub outputs: ValueId,
     /// Partial sums for the taps, without a unit axis.
     pub partial: BTreeMap<usize, ValueId>,
-}
-
-/// A lane: a unit of the group and one of its layers.
-#[derive(Clone, Copy)]
-struct Lane {
-    /// Position of the unit within the group.
-    unit: usize,
-    /// Position of the layer within the unit.
-    place: usize,
-    layer: usize,
-}
-
-/// Lanes of one class within a group, with the layout of their axes.
-struct ClassLanes<'a> {
-    members: Vec<Lane>,
-    layout: Layout,
-    lanes: Lanes<'a>,
-}
-
-/// How lanes lie on axes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    /// The single lane of a single unit: no axis.
-    Single,
-    /// One lane per unit, `[C]`.
-    Units,
-    /// Several lanes of a single unit, `[m]`.
-    Layers,
-    /// `[C, m]`.
-    Grid,
-    /// Different numbers of lanes per unit, in a row `[n]`.
-    Ragged,
+    /// The wanted values inside layers, as this evaluation has them; those that are missing do not depend
+    /// on what is evaluated.
+    pub escaped: HashMap<ValueId, ValueId>,
 }
 
 /// Evaluates every unit on `input` (one state for all, or `[C, ..]`).
@@ -79,7 +59,7 @@ pub(super) fn evaluate(
     graph: &mut Graph,
     context: &SegmentContext<'_>,
     input: Batched,
-    taps: &PartialTaps,
+    wanted: &Wanted<'_>,
 ) -> Result<Evaluated, VectorizeError> {
     let mut groups: Vec<(Vec<bool>, Vec<usize>)> = Vec::new();
     for (u, unit) in context.units.iter().enumerate() {
@@ -90,15 +70,19 @@ pub(super) fn evaluate(
         }
     }
     let mut partial = BTreeMap::new();
+    let mut escaped = HashMap::new();
     let mut pieces = Vec::new();
     for (_, units) in &groups {
         let state = select_units(graph, context, input, units)?;
-        let mut group = Group::new(context, units.clone());
-        let out = group.run(graph, state, taps, &mut partial)?;
+        let mut group = Group::new(context, units.clone(), wanted.own);
+        let out = group.run(graph, state, wanted.taps, &mut partial)?;
+        for class in &group.classes {
+            class.escaped(graph, wanted.escapes, &mut escaped)?;
+        }
         pieces.push((units.clone(), out));
     }
     let outputs = assemble(graph, context.units.len(), pieces)?;
-    Ok(Evaluated { outputs, partial })
+    Ok(Evaluated { outputs, partial, escaped })
 }
 
 /// The events that all layers of a unit share.
@@ -137,16 +121,6 @@ fn select_units(
         return Ok(Batched::lanes(value));
     }
     Ok(Batched::shared(graph.add(Op::Squeeze { axes: vec![0] }, &[value])?))
-}
-
-/// Rows of a value along axis 0: a slice where they are consecutive.
-fn take_rows(graph: &mut Graph, v: ValueId, rows: &[i64]) -> Result<ValueId, VectorizeError> {
-    if rows.windows(2).all(|w| w[1] == w[0] + 1) {
-        let (start, end) = (graph.ints(&rows[..1]), graph.ints(&[rows[rows.len() - 1] + 1]));
-        return Ok(graph.add(Op::Slice { axes: vec![0], steps: vec![1] }, &[v, start, end])?);
-    }
-    let rows = graph.ints(rows);
-    Ok(graph.add(Op::Gather { axis: 0 }, &[v, rows])?)
 }
 
 /// Lays the groups' outputs along the unit axis in the units' order.
@@ -188,13 +162,14 @@ fn assemble(
 
 struct Group<'a> {
     context: &'a SegmentContext<'a>,
+    own: &'a OwnInputs,
     units: Vec<usize>,
     classes: Vec<ClassLanes<'a>>,
     fused: usize,
 }
 
 impl<'a> Group<'a> {
-    fn new(context: &'a SegmentContext<'a>, units: Vec<usize>) -> Self {
+    fn new(context: &'a SegmentContext<'a>, units: Vec<usize>, own: &'a OwnInputs) -> Self {
         let mut classes: BTreeMap<usize, Vec<Lane>> = BTreeMap::new();
         for (unit, u) in units.iter().enumerate() {
             for (place, layer) in context.units[*u].iter().enumerate() {
@@ -206,12 +181,12 @@ impl<'a> Group<'a> {
         let classes = classes
             .into_values()
             .map(|members| {
-                let (layout, prefix) = layout(&members, units.len());
-                let lanes = Lanes::new(prefix, context.reach, context.forbidden);
-                ClassLanes { members, layout, lanes }
+                ClassLanes::new(members, units.len(), |prefix| {
+                    Lanes::new(prefix, context.reach, context.forbidden, own)
+                })
             })
             .collect();
-        Group { context, units, classes, fused }
+        Group { context, own, units, classes, fused }
     }
 
     fn run(
@@ -309,7 +284,7 @@ impl<'a> Group<'a> {
         e: usize,
         state: ValueId,
     ) -> Result<ValueId, VectorizeError> {
-        let alone = Group::new(self.context, vec![self.units[unit]]);
+        let alone = Group::new(self.context, vec![self.units[unit]], self.own);
         let mut mean: Option<Batched> = None;
         for mut class in alone.classes {
             let states = class.members.iter().map(|l| self.state_value(l.layer, e)).collect();
@@ -339,168 +314,4 @@ fn row(graph: &mut Graph, state: Batched, unit: usize) -> Result<ValueId, Vector
     }
     let row = take_rows(graph, state.value, &[unit as i64])?;
     Ok(graph.add(Op::Squeeze { axes: vec![0] }, &[row])?)
-}
-
-fn layout(members: &[Lane], units: usize) -> (Layout, Vec<usize>) {
-    let mut per_unit = vec![0usize; units];
-    for lane in members {
-        per_unit[lane.unit] += 1;
-    }
-    let m = per_unit[0];
-    match (per_unit.iter().all(|n| *n == m), units, m) {
-        (true, 1, 1) => (Layout::Single, vec![]),
-        (true, 1, m) => (Layout::Layers, vec![m]),
-        (true, c, 1) => (Layout::Units, vec![c]),
-        (true, c, m) => (Layout::Grid, vec![c, m]),
-        (false, ..) if members.len() == 1 => (Layout::Ragged, vec![]),
-        (false, ..) => (Layout::Ragged, vec![members.len()]),
-    }
-}
-
-impl ClassLanes<'_> {
-    /// The units' states as the lanes see them.
-    fn spread(&self, graph: &mut Graph, state: Batched) -> Result<Batched, VectorizeError> {
-        if !state.batched {
-            return Ok(state);
-        }
-        match self.layout {
-            Layout::Single | Layout::Layers | Layout::Units => Ok(state),
-            Layout::Grid => Ok(Batched::lanes(batch::insert_axes(graph, state.value, 1, 1)?)),
-            Layout::Ragged => {
-                let rows: Vec<i64> = self.members.iter().map(|l| l.unit as i64).collect();
-                let value = take_rows(graph, state.value, &rows)?;
-                if self.members.len() > 1 {
-                    return Ok(Batched::lanes(value));
-                }
-                Ok(Batched::shared(graph.add(Op::Squeeze { axes: vec![0] }, &[value])?))
-            }
-        }
-    }
-
-    /// The lanes' results summed over each unit's layers and multiplied by `scale`.
-    fn sum_per_unit(
-        &self,
-        graph: &mut Graph,
-        result: Batched,
-        units: usize,
-        scale: f64,
-    ) -> Result<Batched, VectorizeError> {
-        let per_unit = self.members.len() as f64 / units as f64;
-        let size_at = |graph: &Graph, axis: usize| {
-            graph.shape(result.value).and_then(|s| s.get(axis)).and_then(Dim::known).unwrap_or(1)
-        };
-        match (self.layout, result.batched) {
-            (Layout::Ragged, _) => self.sum_ragged(graph, result, units, scale),
-            // All lanes agree: a multiple instead of a sum.
-            (_, false) | (Layout::Single | Layout::Units, true) => {
-                scaled(graph, result, scale * if result.batched { 1.0 } else { per_unit })
-            }
-            (Layout::Layers, true) => {
-                let sum = reduce(graph, result.value, vec![0])?;
-                scaled(graph, Batched::shared(sum), scale)
-            }
-            (Layout::Grid, true) => {
-                let lanes_differ = size_at(graph, 1) != 1;
-                let sum = reduce(graph, result.value, vec![1])?;
-                scaled(graph, Batched::lanes(sum), scale * if lanes_differ { 1.0 } else { per_unit })
-            }
-        }
-    }
-
-    /// As a product with the 0/1 matrix that says which lane belongs to which unit.
-    fn sum_ragged(
-        &self,
-        graph: &mut Graph,
-        result: Batched,
-        units: usize,
-        scale: f64,
-    ) -> Result<Batched, VectorizeError> {
-        let n = self.members.len();
-        let value = if result.batched {
-            result.value
-        } else {
-            let row = graph.add(Op::Unsqueeze { axes: vec![0] }, &[result.value])?;
-            let mut dims = graph.shape(row).unwrap_or_default().to_vec();
-            dims[0] = Dim::from(n);
-            let shape = graph.dims(&dims)?;
-            graph.add(Op::Expand, &[row, shape])?
-        };
-        let lane: Vec<Dim> = graph.shape(value).map(|s| s[1..].to_vec()).unwrap_or_default();
-        let mut matrix = vec![0f32; units * n];
-        for (i, member) in self.members.iter().enumerate() {
-            matrix[member.unit * n + i] = scale as f32;
-        }
-        let dtype = graph.ty(value).map(|t| t.dtype);
-        let tensor = Tensor::from_vec(vec![units, n], matrix)
-            .map_err(|e| Mismatch::at_value(graph, value, e.to_string()))?;
-        let mut matrix = graph.constant(tensor);
-        if let Some(to) = dtype.filter(|d| *d != crate::ir::DType::F32) {
-            matrix = graph.add(Op::Cast { to }, &[matrix])?;
-        }
-        let flat = batch::reshape(graph, value, &[Dim::from(n), Dim::product(&lane)])?;
-        let sum = graph.add(Op::MatMul, &[matrix, flat])?;
-        let mut dims = vec![Dim::from(units)];
-        dims.extend(lane);
-        Ok(Batched::lanes(batch::reshape(graph, sum, &dims)?))
-    }
-
-    /// The sum over the first `keep` layers of one unit, if this class has any among them.
-    fn sum_of_unit(
-        &self,
-        graph: &mut Graph,
-        result: Batched,
-        unit: usize,
-        keep: usize,
-        scale: f64,
-    ) -> Result<Option<ValueId>, VectorizeError> {
-        let own: Vec<usize> = (0..self.members.len()).filter(|i| self.members[*i].unit == unit).collect();
-        let count = own.iter().filter(|i| self.members[**i].place < keep).count();
-        if count == 0 {
-            return Ok(None);
-        }
-        if !result.batched || self.layout == Layout::Single {
-            let part = scaled(graph, result, scale * count as f64)?;
-            return Ok(Some(part.value));
-        }
-        let size_at = |graph: &Graph, v: ValueId, axis: usize| {
-            graph.shape(v).and_then(|s| s.get(axis)).and_then(Dim::known).unwrap_or(1)
-        };
-        let (rows, factor) = match self.layout {
-            Layout::Units => (take_rows(graph, result.value, &[unit as i64])?, 1.0),
-            Layout::Ragged | Layout::Layers => {
-                let rows: Vec<i64> = own[..count].iter().map(|i| *i as i64).collect();
-                (take_rows(graph, result.value, &rows)?, 1.0)
-            }
-            Layout::Grid | Layout::Single => {
-                let unit_row = if size_at(graph, result.value, 0) == 1 { 0 } else { unit as i64 };
-                let unit = take_rows(graph, result.value, &[unit_row])?;
-                let lanes = graph.add(Op::Squeeze { axes: vec![0] }, &[unit])?;
-                if size_at(graph, lanes, 0) == 1 {
-                    (lanes, count as f64)
-                } else {
-                    (take_rows(graph, lanes, &(0..count as i64).collect::<Vec<_>>())?, 1.0)
-                }
-            }
-        };
-        let sum = reduce(graph, rows, vec![0])?;
-        Ok(Some(scaled(graph, Batched::shared(sum), scale * factor)?.value))
-    }
-}
-
-/// Sum over axes, which vanish.
-fn reduce(graph: &mut Graph, v: ValueId, axes: Vec<usize>) -> Result<ValueId, VectorizeError> {
-    let single = axes.iter().all(|a| graph.shape(v).and_then(|s| s.get(*a)).is_some_and(|d| *d == Dim::ONE));
-    if single {
-        return Ok(graph.add(Op::Squeeze { axes }, &[v])?);
-    }
-    Ok(graph.add(Op::Reduce { op: Reduce::Sum, axes, keepdims: false }, &[v])?)
-}
-
-fn scaled(graph: &mut Graph, v: Batched, scale: f64) -> Result<Batched, VectorizeError> {
-    if scale == 1.0 {
-        return Ok(v);
-    }
-    let dtype = graph.ty(v.value).map_or(crate::ir::DType::F32, |t| t.dtype);
-    let factor = graph.float_scalar(dtype, scale);
-    Ok(Batched { value: graph.add(Op::Binary(Binary::Mul), &[v.value, factor])?, ..v })
 }

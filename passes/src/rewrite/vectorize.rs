@@ -12,7 +12,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::batch;
-use crate::analysis::{Mismatch, Reach};
+use crate::analysis::{Mismatch, Reach, descendants};
 use crate::ir::{Def, Dim, Graph, GraphError, NodeId, Op, Tensor, ValueId};
 
 /// A value that stands for one value per lane: with the lane axes in front, or shared by all lanes.
@@ -56,17 +56,43 @@ pub(super) struct Lanes<'a> {
     reach: &'a Reach,
     /// States inside the segment: what a lane may not read except through `env`.
     forbidden: &'a HashSet<ValueId>,
+    /// Inputs of the model that this evaluation has its own of.
+    own: &'a OwnInputs,
     memo: HashMap<Vec<ValueId>, Batched>,
 }
 
+/// Inputs of the model in whose place an evaluation reads others of its own, and what is computed from them.
+pub(super) struct OwnInputs {
+    replacements: HashMap<ValueId, ValueId>,
+    reach: Reach,
+}
+
+impl OwnInputs {
+    pub(super) fn new(graph: &Graph, replacements: HashMap<ValueId, ValueId>) -> Self {
+        let reach = descendants(graph, replacements.keys().copied());
+        OwnInputs { replacements, reach }
+    }
+}
+
 impl<'a> Lanes<'a> {
-    pub(super) fn new(prefix: Vec<usize>, reach: &'a Reach, forbidden: &'a HashSet<ValueId>) -> Self {
-        Lanes { prefix, reach, forbidden, memo: HashMap::new() }
+    pub(super) fn new(
+        prefix: Vec<usize>,
+        reach: &'a Reach,
+        forbidden: &'a HashSet<ValueId>,
+        own: &'a OwnInputs,
+    ) -> Self {
+        Lanes { prefix, reach, forbidden, own, memo: HashMap::new() }
     }
 
     /// Says what the lanes' values `tuple` are: the states.
     pub(super) fn define(&mut self, tuple: Vec<ValueId>, value: Batched) {
         self.memo.insert(tuple, value);
+    }
+
+    /// What the value `v` of lane number `lane` was evaluated as, if it was.
+    pub(super) fn evaluated(&self, lane: usize, v: ValueId) -> Option<Batched> {
+        let found = self.memo.iter().filter(|(tuple, _)| tuple.get(lane) == Some(&v));
+        found.min_by_key(|(tuple, _)| *tuple).map(|(_, result)| *result)
     }
 
     /// The batched form of corresponding branches or skip-path maps. (Results of maps are themselves
@@ -96,12 +122,18 @@ impl<'a> Lanes<'a> {
         if let Some(known) = self.memo.get(tuple) {
             return Ok(*known);
         }
+        if tuple.iter().any(|v| self.own.replacements.contains_key(v)) {
+            let renewed = |v: &ValueId| self.own.replacements.get(v).copied().unwrap_or(*v);
+            let tuple: Vec<ValueId> = tuple.iter().map(renewed).collect();
+            return self.visit(graph, &tuple, depth);
+        }
         let first = tuple[0];
         if depth > MAX_DEPTH {
             return Err(Mismatch::at_value(graph, first, "the layer is nested too deeply").into());
         }
         let same = tuple.iter().all(|v| *v == first);
-        let inside = tuple.iter().any(|v| self.reach.contains(*v) || self.forbidden.contains(v));
+        let depends = |v: &ValueId| self.reach.contains(*v) || self.own.reach.contains(*v);
+        let inside = tuple.iter().any(|v| depends(v) || self.forbidden.contains(v));
         if let Some(state) = tuple.iter().find(|v| self.forbidden.contains(v)) {
             let reason = "a layer of the parallel segment reads a state of another layer of it";
             return Err(Mismatch::at_value(graph, *state, reason).into());

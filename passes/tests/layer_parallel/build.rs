@@ -289,7 +289,7 @@ impl Build<'_> {
         if let Some(side) = side {
             v = self.binary(Binary::Add, v, side);
         }
-        let mut y = self.heads_mixed(q, k, v);
+        let mut y = self.heads_mixed(l, q, k, v);
         if spec.layers[l].side == Side::SharedGate {
             let gate = self.per_position("gate", spec.hidden, &self.model.shared_gate);
             y = self.binary(Binary::Mul, y, gate);
@@ -316,11 +316,26 @@ impl Build<'_> {
         self.op(Op::Transpose { perm: perm.to_vec() }, &[x])
     }
 
-    fn heads_mixed(&mut self, q: ValueId, k: ValueId, v: ValueId) -> ValueId {
+    /// Heads `x [b, n, t, head]` behind those of earlier calls, which become an output.
+    fn cached(&mut self, name: &str, x: ValueId) -> ValueId {
+        let spec = &self.model.spec;
+        if !spec.cached {
+            return x;
+        }
+        let (n, head) = (spec.kv_heads, spec.hidden / spec.heads);
+        let dims = [self.b.clone(), Dim::from(n), Dim::symbol("past"), Dim::from(head)];
+        let past = self.input(&format!("past.{name}"), &dims, &[spec.batch, n, 0, head], &[]);
+        let present = self.op(Op::Concat { axis: 2 }, &[past, x]);
+        self.graph.add_output(&format!("present.{name}"), present);
+        present
+    }
+
+    fn heads_mixed(&mut self, l: usize, q: ValueId, k: ValueId, v: ValueId) -> ValueId {
         let spec = &self.model.spec;
         let scale = 1.0 / ((spec.hidden / spec.heads) as f64).sqrt();
         let q = self.split_heads(q, spec.heads, [0, 2, 1, 3]);
         let v = self.split_heads(v, spec.kv_heads, [0, 2, 1, 3]);
+        let v = self.cached(&format!("{l}.value"), v);
         let mask = spec.mask.then(|| {
             let dims = [self.b.clone(), Dim::ONE, self.t.clone(), self.t.clone()];
             let shape = [spec.batch, 1, spec.seq, spec.seq];
@@ -328,6 +343,7 @@ impl Build<'_> {
         });
         let y = if spec.fused_attention {
             let k = self.split_heads(k, spec.kv_heads, [0, 2, 1, 3]);
+            let k = self.cached(&format!("{l}.key"), k);
             let op = Op::Attention(Attention {
                 scale: scale as f32,
                 causal: spec.causal,

@@ -6,12 +6,13 @@
 //! ```
 //!
 //! `spec` draws models of many architectures, `plans` holds the properties of the rewrite, `chain` those
-//! of the detection, `correction` those of the Newton corrections, `sharing` that weights are moved and
+//! of the detection, `caches` those of models that keep keys and values, `correction` those of the Newton corrections, `sharing` that weights are moved and
 //! not copied.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod build;
+mod caches;
 mod chain;
 mod correction;
 mod plans;

@@ -55,13 +55,13 @@ impl Prepared {
         if self.model.spec.dtype == DType::F64 { 1e-6 } else { 1e-4 }
     }
 
-    fn check(&self, what: &str, expected: &Outputs, actual: &Outputs) -> Result<(), TestCaseError> {
+    pub fn check(&self, what: &str, expected: &Outputs, actual: &Outputs) -> Result<(), TestCaseError> {
         agree(what, expected, actual, self.tolerance()).map_err(TestCaseError::fail)
     }
 }
 
 /// The documented reason for which a plan must be refused, if there is one.
-fn refusal(spec: &Spec, plan: &[Segment]) -> Option<&'static str> {
+pub fn refusal(spec: &Spec, plan: &[Segment]) -> Option<&'static str> {
     let covered: usize = plan.iter().map(Segment::layers).sum();
     let mut first = spec.layers.len() - covered;
     let mut refused = None;

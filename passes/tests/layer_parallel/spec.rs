@@ -114,6 +114,8 @@ pub struct Spec {
     pub causal: bool,
     /// An additive mask as model input.
     pub mask: bool,
+    /// Keys and values of earlier calls are inputs, grown ones outputs.
+    pub cached: bool,
     /// Order of operands, bit by bit.
     pub swaps: u32,
     pub layers: Vec<LayerSpec>,
@@ -143,6 +145,7 @@ impl Spec {
             bias: false,
             causal: true,
             mask: false,
+            cached: false,
             swaps: 0,
             layers: vec![layer; layers],
             taps: vec![],
@@ -204,6 +207,7 @@ fn assemble(shape: Shape, style: Style, layout: Layout, taps: &[RawTap], swaps: 
         bias,
         causal: causal && fused_attention,
         mask,
+        cached: false,
         swaps,
         taps: vec![],
         layers,
@@ -308,6 +312,7 @@ pub fn fit(raw: &[RawSegment], layers: usize) -> Vec<Segment> {
                 elk: *elk,
                 avg: *avg,
                 tap: if *unit { TapRule::Unit } else { TapRule::Partial },
+                kv: None,
                 ..Parallel::new((*units).min(left / fused), fused)
             })
         } else {
