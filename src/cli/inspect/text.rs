@@ -1,7 +1,9 @@
 //! The one screen that a person reads.
 
 use snlp::passes::plan::{Parallel, Segment};
-use snlp::summary::{ChainSummary, ClassSummary, FIGURES_LENGTH, Figures, SideSummary, TapSummary};
+use snlp::summary::{
+    CacheSummary, ChainSummary, ClassSummary, FIGURES_LENGTH, Figures, SideSummary, TapSummary,
+};
 use snlp::text::{escaped, name, sentence};
 
 use super::super::ui::{BOLD, DIM, Table, bytes, count, path, thousands};
@@ -153,6 +155,18 @@ fn side_inputs(sides: &[SideSummary]) -> Vec<[String; 2]> {
     rows
 }
 
+/// The caches of all layers in a row.
+fn caches(caches: &[CacheSummary]) -> Vec<[String; 2]> {
+    let mut layers: Vec<usize> = caches.iter().map(|c| c.layer).collect();
+    layers.dedup();
+    let pairs: Vec<String> = caches.iter().map(|c| format!("{} → {}", c.input, c.output)).collect();
+    if pairs.is_empty() {
+        vec![]
+    } else {
+        vec![[layer_list(&layers, RANGES), name_list(pairs.iter().map(String::as_str))]]
+    }
+}
+
 fn chain_text(chain: &ChainSummary) -> String {
     let hidden = chain.hidden.as_str().map_or_else(|| chain.hidden.to_string(), name);
     let mut out = format!(
@@ -166,7 +180,10 @@ fn chain_text(chain: &ChainSummary) -> String {
     let class = |c: &ClassSummary| [layer_list(&c.layers, 2 * ROWS), c.description.clone()];
     let label = if chain.classes.len() == 1 { "class    " } else { "classes  " };
     listed(&mut table, label, chain.classes.iter().map(class).collect());
-    listed(&mut table, "reads", side_inputs(&chain.side_inputs));
+    let is_cache = |s: &SideSummary| chain.caches.iter().any(|c| s.name == format!("'{}'", c.input));
+    let (_, sides): (Vec<_>, Vec<_>) = chain.side_inputs.iter().cloned().partition(is_cache);
+    listed(&mut table, "reads", side_inputs(&sides));
+    listed(&mut table, "caches", caches(&chain.caches));
     let tap = |tap: &TapSummary| {
         let place = match tap.layer() {
             Some(l) => format!("{} layer {l}", if tap.inside { "inside" } else { "after" }),
