@@ -28,6 +28,7 @@ const RUNS: &[(&str, Tolerance)] = &[
     ("gpt2-ts17", Tolerance::Close),
     ("gpt_neox-ts17", Tolerance::Close),
     ("llama-dyn23", Tolerance::Close),
+    ("llama-genai-fp32-cpu", Tolerance::Close),
     ("llama-optimum-past", Tolerance::Close),
     ("llama-ts17", Tolerance::Close),
     ("llama-ts17-fp16", Tolerance::Loose),
@@ -35,6 +36,7 @@ const RUNS: &[(&str, Tolerance)] = &[
     ("nano_x0ve-ts17", Tolerance::Close),
     ("olmo2-dyn18", Tolerance::Close),
     ("phi-optimum-past", Tolerance::Close),
+    ("qwen2-genai-fp32-cpu", Tolerance::Close),
     ("vit-dyn18", Tolerance::Close),
 ];
 
@@ -46,7 +48,7 @@ const PLANS: &[(&str, &[&str])] = &[
 ];
 
 /// Models that cannot run yet, with a part of the error's text.
-const FAILS: &[(&str, &str)] = &[("llama-genai-fp32-cpu", "GroupQueryAttention")];
+const FAILS: &[(&str, &str)] = &[("llama-genai-int4-cpu", "MatMulNBits")];
 
 fn models() -> Option<PathBuf> {
     let root = match std::env::var_os("SNLP_SHARED") {

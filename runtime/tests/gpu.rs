@@ -6,7 +6,7 @@ mod common;
 use std::sync::{Arc, OnceLock};
 
 use common::*;
-use snlp_passes::ir::{Binary, DType, Dim, Graph, Op, Tensor, Type, Unary, ValueId};
+use snlp_passes::ir::{Binary, DType, Dim, Graph, Op, ScatterReduction, Tensor, Type, Unary, ValueId};
 use snlp_runtime::schedule::{Options, WeightDtype};
 use snlp_runtime::{AdapterChoice, Gpu, RuntimeError, Session};
 
@@ -183,6 +183,32 @@ fn views_and_copies() {
     ];
     for g in &cases {
         agrees(g, &x, 1e-5);
+    }
+}
+
+/// A scatter changes a copy of its data, or the data itself where nothing else reads it: in either case after
+/// what made them, however early its other operands are known.
+#[test]
+fn scatters_come_after_their_data() {
+    let at = |g: &mut Graph| {
+        let at = Tensor::from_vec(vec![2, 2], vec![4i64, 1, 0, 3]).unwrap();
+        g.constant(at)
+    };
+    for shared in [false, true] {
+        let mut g = Graph::new("scatter");
+        let x = g.add_input("x", Type::new(DType::F32, vec![2usize.into(), 3usize.into()]));
+        let y = g.add_input("y", Type::new(DType::F32, vec![2usize.into(), 2usize.into()]));
+        let longer = g.add(Op::Concat { axis: 1 }, &[x, y]).unwrap();
+        let (zero, at) = (g.scalar(0f32), at(&mut g));
+        let positive = g.add(Op::Binary(Binary::Greater), &[longer, zero]).unwrap();
+        let data = g.add(Op::Where, &[positive, longer, zero]).unwrap();
+        let op = Op::ScatterElements { axis: 1, reduction: ScatterReduction::None };
+        let z = g.add(op, &[data, at, y]).unwrap();
+        g.add_output("z", z);
+        if shared {
+            g.add_output("data", data);
+        }
+        agrees(&g, &[input("x", noise(3, &[2, 3])), input("y", noise(4, &[2, 2]))], 0.0);
     }
 }
 

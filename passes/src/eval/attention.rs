@@ -9,14 +9,13 @@ use crate::ir::{Attention, DType, Rotary, RotaryTable, Tensor};
 /// See [`Attention`].
 pub(super) fn attention(
     op: &Attention,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    [q, k, v]: [&Tensor; 3],
     mask: Option<&Tensor>,
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor> {
     same_dtype(q, k)?;
     same_dtype(q, v)?;
-    with_real!(q.dtype(), "Attention", T => compute::<T>(op, q, k, v, mask))
+    with_real!(q.dtype(), "Attention", T => compute::<T>(op, [q, k, v], mask, sinks))
 }
 
 /// Splits `[.., heads, positions, features]`.
@@ -29,10 +28,9 @@ fn heads(x: &Tensor) -> Result<(&[usize], [usize; 3])> {
 
 fn compute<T: Real>(
     op: &Attention,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    [q, k, v]: [&Tensor; 3],
     mask: Option<&Tensor>,
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor> {
     let ((q_lead, [hq, t, d]), (k_lead, [hkv, s, dk]), (v_lead, [hv, sv, e])) =
         (heads(q)?, heads(k)?, heads(v)?);
@@ -48,6 +46,12 @@ fn compute<T: Real>(
         Some(m) => broadcast_strides(m.shape(), &scores)?,
         None => vec![0; scores.len()],
     };
+    let sink_rows = extended([hq, t, 1]);
+    let sink_steps = match sinks {
+        Some(s) => broadcast_strides(s.shape(), &sink_rows)?,
+        None => vec![0; sink_rows.len()],
+    };
+    let sinks = sinks.map(|s| load::<T>(s)).transpose()?;
     let (q_data, k_data, v_data) = (load::<T>(q)?, load::<T>(k)?, load::<T>(v)?);
     let walk = Walk::new(
         &lead,
@@ -56,17 +60,20 @@ fn compute<T: Real>(
             broadcast_strides(k_lead, &lead)?,
             broadcast_strides(v_lead, &lead)?,
             bias_steps[..lead.len()].to_vec(),
+            sink_steps[..lead.len()].to_vec(),
         ],
     );
+    let [sink_h, sink_t] = [0, 1].map(|i| sink_steps[lead.len() + i] as usize);
     let [bias_h, bias_t, bias_s] = [0, 1, 2].map(|i| bias_steps[lead.len() + i] as usize);
     let mut out = vec![T::ZERO; count(q.dtype(), &shape)?];
-    let mut row = vec![T::ZERO; s];
-    for (batch, [q_at, k_at, v_at, bias_at]) in walk.enumerate() {
+    // The sink, where there is one, stands after the keys.
+    let mut row = vec![T::ZERO; s + usize::from(sinks.is_some())];
+    for (batch, [q_at, k_at, v_at, bias_at, sink_at]) in walk.enumerate() {
         for (head, i) in (0..hq).flat_map(|h| (0..t).map(move |i| (h, i))) {
             let query = &q_data[((q_at * hq + head) * t + i) * d..][..d];
             let kv_head = head / (hq / hkv);
             let seen = visible(op, i, t, s);
-            for (j, score) in row.iter_mut().enumerate() {
+            for (j, score) in row.iter_mut().take(s).enumerate() {
                 let key = &k_data[((k_at * hkv + kv_head) * s + j) * d..][..d];
                 let dot = query.iter().zip(key).fold(T::ZERO, |sum, (a, b)| sum + *a * *b);
                 *score = capped(op, dot * T::of_f64(f64::from(op.scale)));
@@ -77,12 +84,15 @@ fn compute<T: Real>(
                     *score = T::LOWEST;
                 }
             }
+            if let (Some(sinks), Some(last)) = (&sinks, row.get_mut(s)) {
+                *last = sinks[sink_at + head * sink_h + i * sink_t];
+            }
             if op.safe && row.iter().all(|x| *x == T::LOWEST) {
                 continue;
             }
             softmax_row(&mut row);
             let result = &mut out[((batch * hq + head) * t + i) * e..][..e];
-            for (j, weight) in row.iter().enumerate() {
+            for (j, weight) in row.iter().take(s).enumerate() {
                 let value = &v_data[((v_at * hkv + kv_head) * s + j) * e..][..e];
                 // The value of an excluded key does not count, not even a NaN.
                 if *weight != T::ZERO {
@@ -188,8 +198,8 @@ mod tests {
             let flags: Vec<bool> = (0..t * s).map(|at| seen(at / s, at % s)).collect();
             let mask = Tensor::from_bools(vec![t, s], &flags).unwrap();
             let op = Attention { causal: true, window: w, safe: true, ..PLAIN };
-            let got = attention(&op, &q, &k, &v, None).unwrap();
-            let masked = attention(&Attention { safe: true, ..PLAIN }, &q, &k, &v, Some(&mask)).unwrap();
+            let got = attention(&op, [&q, &k, &v], None, None).unwrap();
+            let masked = attention(&Attention { safe: true, ..PLAIN }, [&q, &k, &v], Some(&mask), None).unwrap();
             prop_assert_eq!(got.shape(), [2, 2 * group, t, 3]);
             prop_assert!(close(&got, &masked));
         }
@@ -221,15 +231,41 @@ mod tests {
     fn rows_without_keys() {
         let (q, k, v) = (tensor(&[1, 2, 4], 1), tensor(&[1, 3, 4], 2), tensor(&[1, 3, 4], 3));
         let mask = Tensor::from_bools(vec![2, 3], &[false, false, false, true, false, true]).unwrap();
-        let rows = |safe| attention(&Attention { safe, ..PLAIN }, &q, &k, &v, Some(&mask)).unwrap().to_f32();
+        let rows =
+            |safe| attention(&Attention { safe, ..PLAIN }, [&q, &k, &v], Some(&mask), None).unwrap().to_f32();
         assert!(rows(false)[..4].iter().all(|x| x.is_nan()));
         assert_eq!(rows(true)[..4], [0.0; 4]);
         assert_eq!(rows(true)[4..], rows(false)[4..]);
     }
 
+    /// A sink is one more key of that score whose value is zero.
+    #[test]
+    fn sinks_are_keys() {
+        let (q, k, v) = (tensor(&[2, 3, 4], 1), tensor(&[2, 5, 4], 2), tensor(&[2, 5, 3], 3));
+        let sinks = Tensor::from_vec(vec![2, 1, 1], vec![0.5f32, -3.0]).unwrap();
+        let mut flags = vec![true; 15];
+        flags[..5].fill(false);
+        let mask = Tensor::from_bools(vec![3, 5], &flags).unwrap();
+        let got = attention(&PLAIN, [&q, &k, &v], Some(&mask), Some(&sinks)).unwrap();
+        let longer = |t: &Tensor, last: usize| {
+            let zeros = Tensor::from_vec(vec![2, 1, last], vec![0f32; 2 * last]).unwrap();
+            crate::eval::movement::concat(&[t, &zeros], 1).unwrap()
+        };
+        let scores = |h: usize, i: usize, j: usize| match j {
+            5 => [0.5, -3.0][h],
+            _ if flags[i * 5 + j] => 0.0,
+            _ => f32::NEG_INFINITY,
+        };
+        let bias: Vec<f32> = (0..36).map(|at| scores(at / 18, at / 6 % 3, at % 6)).collect();
+        let bias = Tensor::from_vec(vec![2, 3, 6], bias).unwrap();
+        let want = attention(&PLAIN, [&q, &longer(&k, 4), &longer(&v, 3)], Some(&bias), None).unwrap();
+        assert!(close(&got, &want));
+        assert_eq!(got.to_f32()[..3], [0.0; 3]);
+    }
+
     #[test]
     fn heads_must_divide() {
         let (q, k) = (tensor(&[3, 2, 4], 1), tensor(&[2, 2, 4], 2));
-        assert!(attention(&PLAIN, &q, &k, &k, None).unwrap_err().to_string().contains("[3, 2, 4]"));
+        assert!(attention(&PLAIN, [&q, &k, &k], None, None).unwrap_err().to_string().contains("[3, 2, 4]"));
     }
 }

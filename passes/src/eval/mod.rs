@@ -144,7 +144,9 @@ fn eval_single(op: &Op, o: Operands<'_>) -> Result<Tensor> {
             window::average_pool(o.get(0)?, window, kernel, *count_include_pad)
         }
         Op::MaxPool { window, kernel } => window::max_pool(o.get(0)?, window, kernel),
-        Op::Attention(a) => attention::attention(a, o.get(0)?, o.get(1)?, o.get(2)?, o.optional(3)),
+        Op::Attention(a) => {
+            attention::attention(a, [o.get(0)?, o.get(1)?, o.get(2)?], o.optional(3), o.optional(4))
+        }
         Op::Rotary(r) => attention::rotary(r, o.get(0)?, o.get(1)?, o.get(2)?),
         Op::Correction(c) => correction::correction(c, o.get(0)?, o.get(1)?, o.optional(2)),
         Op::Softmax { .. }

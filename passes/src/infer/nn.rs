@@ -117,11 +117,11 @@ fn heads<'t>(ty: &'t Type, role: &str) -> Result<(&'t [Dim], &'t Dim, &'t Dim, &
     }
 }
 
-/// `q [.., Hq, T, d], k [.., Hkv, S, d], v [.., Hkv, S, e], mask?` → `[.., Hq, T, e]`.
+/// `q [.., Hq, T, d], k [.., Hkv, S, d], v [.., Hkv, S, e], mask?, sinks?` → `[.., Hq, T, e]`.
 pub(super) fn attention(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let (q, k) = (cx.ty(0, "q")?, cx.ty(1, "k")?);
     let v = cx.ty(2, "v")?;
-    let mask = cx.optional(3).and_then(|m| m.ty);
+    let [mask, sinks] = [3, 4].map(|i| cx.optional(i).and_then(|m| m.ty));
     let (Some(q), Some(k), Some(v)) = (q, k, v) else { return Ok(Inferred::unknown()) };
     let (q_lead, q_heads, t, q_size) = heads(q, "q")?;
     let (k_lead, k_heads, k_len, k_size) = heads(k, "k")?;
@@ -136,10 +136,11 @@ pub(super) fn attention(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError
     }
     let mut shape = broadcast(q_lead, &broadcast(k_lead, v_lead)?)?;
     shape.extend([q_heads.clone(), t.clone()]);
-    if let Some(mask) = mask {
-        let mut scores = shape.clone();
-        scores.push(s);
-        broadcasts_to(&mask.shape, &scores, "mask")?;
+    for (operand, last, role) in [(mask, s, "mask"), (sinks, Dim::ONE, "sinks")] {
+        if let Some(ty) = operand {
+            let whole: Vec<Dim> = shape.iter().cloned().chain([last]).collect();
+            broadcasts_to(&ty.shape, &whole, role)?;
+        }
     }
     shape.push(e.clone());
     Ok(Inferred::new(q.dtype, shape))

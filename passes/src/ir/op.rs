@@ -171,9 +171,10 @@ pub enum PadMode {
 /// `softmax(softcap(scale · q kᵀ) + mask) v` over the last axis of the scores.
 ///
 /// Operands: `q [.., Hq, T, d]`, `k [.., Hkv, S, d]`, `v [.., Hkv, S, e]`, and optionally `mask`, bool
-/// (false = excluded) or additive float, broadcastable to `[.., Hq, T, S]`. `Hq` is a multiple of `Hkv`
+/// (false = excluded) or additive float, broadcastable to `[.., Hq, T, S]`, and `sinks`, float, broadcastable
+/// to `[.., Hq, T, 1]`: the score of one more key, whose value is zero. `Hq` is a multiple of `Hkv`
 /// (head `h` reads key head `h / (Hq / Hkv)`); leading axes broadcast. Result `[.., Hq, T, e]`.
-/// A row whose keys are all excluded by the bool mask is NaN unless `safe`, then zero.
+/// A row whose keys are all excluded by the bool mask is NaN unless `safe`, then zero; with a sink it is zero.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Attention {
     /// Factor on the scores.

@@ -48,8 +48,10 @@ fn apply(graph: &mut Graph, notes: &mut Notes) -> Result<usize, GraphError> {
         let mask = rebuilt(graph, kept)?;
         let Some(node) = graph.node(id).cloned() else { return Ok(None) };
         let mut inputs = node.inputs;
-        inputs.truncate(3);
-        inputs.extend(mask.map(Some));
+        inputs[3] = mask;
+        while inputs.last() == Some(&None) {
+            inputs.pop();
+        }
         let made = graph.add_node(Op::Attention(seen.attention), inputs, 1, &node.name)?;
         Ok(graph.node(made).and_then(|n| n.outputs.first().copied()))
     })

@@ -1,6 +1,6 @@
 //! Scaled dot-product attention with an online softmax: no matrix of scores in memory.
 //!
-//! Bindings: `q`, `k`, `v`, `mask` (or `q` again), `out`.
+//! Bindings: `q`, `k`, `v`, `mask`, `sinks` (or `q` again for either), `out`.
 
 use snlp_passes::ir::Attention as Attributes;
 
@@ -30,6 +30,8 @@ pub struct Attention<'a> {
     pub v: &'a Operand,
     /// Bool or f32, broadcasts to `[batch.., Hq, T, S]`.
     pub mask: Option<&'a Operand>,
+    /// f32, broadcasts to `[batch.., Hq, T, 1]`.
+    pub sinks: Option<&'a Operand>,
     /// `[batch.., Hq, T, e]`, f32.
     pub out: &'a Operand,
     /// Scale, masks, cap.
@@ -79,6 +81,9 @@ impl Attention<'_> {
         if let Some(mask) = self.mask {
             expect(KERNEL, "the mask", mask, &[Scalar::F32, Scalar::Bool])?;
         }
+        if let Some(sinks) = self.sinks {
+            expect(KERNEL, "the sinks", sinks, &[Scalar::F32])?;
+        }
         let unsupported = |reason: String| KernelError::Unsupported { kernel: KERNEL, reason };
         let misfit = || {
             let (q, k, v, out) = (&self.q.view, &self.k.view, &self.v.view, &self.out.view);
@@ -115,16 +120,21 @@ impl Attention<'_> {
             Some(mask) => broadcast(KERNEL, &mask.view, &with([heads, queries, keys]))?,
             None => vec![0; shape.len()],
         };
+        let sinks = match self.sinks {
+            Some(sinks) => broadcast(KERNEL, &sinks.view, &with([heads, queries, 1]))?,
+            None => vec![0; shape.len()],
+        };
         let strides = [
             broadcast(KERNEL, &self.q.view, &with([heads, queries, d]))?,
             broadcast(KERNEL, &self.k.view, &with([key_heads, keys, d]))?,
             broadcast(KERNEL, &self.v.view, &with([key_heads, keys, e]))?,
             mask,
+            sinks,
             exactly(KERNEL, &self.out.view, shape)?,
         ];
         let cut: Vec<Vec<u32>> = strides.iter().map(|s| s[..outer].to_vec()).collect();
         let batch = Space::merge(&shape[..outer], &cut).at_most(KERNEL, MAX_BATCH)?;
-        let offsets = [Some(self.q), Some(self.k), Some(self.v), self.mask, Some(self.out)]
+        let offsets = [Some(self.q), Some(self.k), Some(self.v), self.mask, self.sinks, Some(self.out)]
             .map(|o| o.map_or(0, |o| o.view.offset));
 
         let rows = total.checked_div(e).unwrap_or(0);
@@ -175,13 +185,14 @@ impl Attention<'_> {
             ("WINDOW", a.window.is_some()),
             ("SOFTCAP", a.softcap.is_some()),
             ("SAFE", a.safe),
+            ("SINKS", self.sinks.is_some()),
         ];
         constants.extend(flags.iter().filter(|(_, on)| *on).map(|(name, _)| constant(name, 1)));
-        let operands = [Some(self.q), Some(self.k), Some(self.v), self.mask, Some(self.out)];
+        let operands = [Some(self.q), Some(self.k), Some(self.v), self.mask, self.sinks, Some(self.out)];
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
-            reads: 4,
+            reads: 5,
             grid: grid(KERNEL, groups, limits)?,
             flops: 2 * u64::from(rows) * u64::from(keys) * u64::from(d + e),
             bytes: operands.into_iter().flatten().map(touched).sum(),

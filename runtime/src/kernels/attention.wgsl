@@ -1,6 +1,6 @@
 // Scaled dot-product attention with an online softmax.
 // Heads of q share the heads of k and v in groups. Excluded keys are skipped; a row that sees none is
-// NaN, or zero when SAFE.
+// NaN, or zero when SAFE. A sink is the score of one more key, whose value is zero.
 
 struct Params {
     batch: vec4<u32>,
@@ -9,12 +9,14 @@ struct Params {
     k_batch: vec4<u32>,
     v_batch: vec4<u32>,
     mask_batch: vec4<u32>,
+    sink_batch: vec4<u32>,
     out_batch: vec4<u32>,
     // Strides of head, row, column.
     q: vec4<u32>,
     k: vec4<u32>,
     v: vec4<u32>,
     mask: vec4<u32>,
+    sink: vec4<u32>,
     out: vec4<u32>,
     heads: u32,
     // Query heads per key head.
@@ -36,7 +38,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> k: array<f32>;
 @group(0) @binding(3) var<storage, read> v: array<f32>;
 @group(0) @binding(4) var<storage, read> mask: array<u32>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(0) @binding(5) var<storage, read> sinks: array<f32>;
+@group(0) @binding(6) var<storage, read_write> out: array<f32>;
 
 override WG: u32 = 32u;
 // Fours of d and e.
@@ -51,6 +54,7 @@ override CAUSAL: bool = false;
 override WINDOW: bool = false;
 override SOFTCAP: bool = false;
 override SAFE: bool = false;
+override SINKS: bool = false;
 
 const LOWEST: f32 = -3.4028234e38;
 
@@ -64,6 +68,7 @@ struct Head {
     k: u32,
     v: u32,
     mask: u32,
+    sink: u32,
     out: u32,
 }
 
@@ -84,6 +89,7 @@ fn head(index: u32) -> Head {
         dot4(at, p.k_batch) + shared_ * p.k.x,
         dot4(at, p.v_batch) + shared_ * p.v.x,
         dot4(at, p.mask_batch) + h * p.mask.x,
+        dot4(at, p.sink_batch) + h * p.sink.x,
         dot4(at, p.out_batch) + h * p.out.x,
     );
 }
@@ -155,8 +161,10 @@ fn store4(at: u32, c: u32, value: vec4<f32>) {
     }
 }
 
-// What the sum of weights divides by: nothing seen makes zero or NaN.
-fn divisor(total: f32, seen: bool) -> f32 {
+// What the sum of weights, which are relative to the largest score, divides by: nothing seen makes zero or
+// NaN.
+fn divisor(total: f32, seen: bool, most: f32, sink: u32) -> f32 {
+    if (SINKS) { return select(0.0, 1.0 / (total + exp(min(sinks[sink] - most, 88.0))), seen); }
     if (seen) { return 1.0 / total; }
     return bitcast<f32>(select(0x7fc00000u, 0u, SAFE) + (p.heads & 0u));
 }
@@ -192,7 +200,7 @@ fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
             sum[c] = fma(vec4<f32>(weight), load4_v(h.v + s * p.v.y, c), sum[c] * shrink);
         }
     }
-    let factor = divisor(total, seen);
+    let factor = divisor(total, seen, most, h.sink + t * p.sink.y);
     for (var c = 0u; c < E4; c++) { store4(h.out + t * p.out.y, c, sum[c] * factor); }
 }
 
@@ -354,7 +362,11 @@ fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     }
     if (t.x >= p.queries) { return; }
     let both = t.y < p.queries;
-    let factor = vec2<f32>(divisor(total.x, seen.x), divisor(total.y, seen.y));
+    let at_sink = h.sink + row * p.sink.y;
+    let factor = vec2<f32>(
+        divisor(total.x, seen.x, most.x, at_sink.x),
+        divisor(total.y, seen.y, most.y, at_sink.y),
+    );
     let at_out = h.out + row * p.out.y;
     store_pair(at_out, both, 0u, sum0, factor);
     if (E8 > 1u) { store_pair(at_out, both, 8u, sum1, factor); }
@@ -441,7 +453,7 @@ fn decode(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<
     workgroupBarrier();
     if (l < wide) {
         for (var i = 1u; i < slices; i++) { sum.x += partial[l + i * wide]; }
-        let factor = divisor(total, total != 0.0);
+        let factor = divisor(total, total != 0.0, most, h.sink + t * p.sink.y);
         let at = h.out + t * p.out.y;
         out[at + l * p.out.z] = sum.x * factor;
         if (l + 128u < p.e) { out[at + (l + 128u) * p.out.z] = sum.y * factor; }
@@ -524,7 +536,7 @@ fn tiled(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         }
     }
     if (first + r < p.queries) {
-        let factor = divisor(total, total != 0.0);
+        let factor = divisor(total, total != 0.0, most, h.sink + t * p.sink.y);
         for (var j = 0u; j < (E4 + 7u) / 8u; j++) {
             if (lane + 8u * j < E4) { store4(h.out + t * p.out.y, lane + 8u * j, sum[j] * factor); }
         }

@@ -1,8 +1,8 @@
 //! Levels of independent steps, and the recycling of buffers between them.
 //!
-//! A step's level is one more than the highest level it reads from. All steps of a level run in one
-//! compute pass; a recycled buffer changes its owner between levels only, so within a level no buffer is
-//! both read and written.
+//! A step's level is one more than the highest level it reads from, or whose results it changes in place.
+//! All steps of a level run in one compute pass; a recycled buffer changes its owner between levels only,
+//! so within a level no buffer is both read and written.
 
 use std::ops::Range;
 
@@ -14,7 +14,8 @@ pub fn level(steps: &mut Vec<Step>, slots: usize) -> Vec<Range<usize>> {
     let mut tagged: Vec<(usize, Step)> = Vec::with_capacity(steps.len());
     for step in steps.drain(..) {
         let of = |slot: usize| written.get(slot).copied().unwrap_or(0);
-        let level = step.reads().iter().map(|b| of(b.slot)).max().unwrap_or(0);
+        let changed = if step.in_place { step.writes() } else { &[] };
+        let level = step.reads().iter().chain(changed).map(|b| of(b.slot)).max().unwrap_or(0);
         for b in step.writes() {
             if let Some(w) = written.get_mut(b.slot) {
                 *w = (*w).max(level + 1);

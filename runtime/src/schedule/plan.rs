@@ -58,6 +58,8 @@ pub struct Step {
     pub launch: Launch,
     /// One range for each operand and result, in the launcher's order.
     pub bindings: Vec<Binding>,
+    /// Whether it changes what its results' ranges hold already, so that whatever wrote them comes first.
+    pub in_place: bool,
     /// First byte of its parameters in the plan's uniform buffer.
     pub params_at: u64,
 }

@@ -74,7 +74,7 @@ impl NodeContext<'_> {
 
     /// Whether the model uses result `i`.
     pub(super) fn wants(&self, i: usize) -> bool {
-        self.node.output.get(i).is_some_and(|name| self.used.contains(name))
+        self.node.output.get(i).is_some_and(|name| !name.is_empty() && self.used.contains(name))
     }
 
     /// Declines when a result beyond the first is used.

@@ -24,6 +24,7 @@ pub(super) fn is_standard(graph: &Graph, node: &Node) -> bool {
     // Revisions of the standard differ on whether the mask goes before the cap or after it.
     let order_matters = attention.softcap.is_some() && node.input(3).is_some();
     q.rank() == 4
+        && node.input(4).is_none()
         && attention.window.is_none()
         && (square || !attention.causal)
         && mask_fits
@@ -67,7 +68,13 @@ pub(super) fn lower(
     }
     scores = masked(graph, scores, node.input(3), visible, dtype)?;
     let axis = graph.ty(scores).map_or(rank, |t| t.rank()) - 1;
+    if let Some(sinks) = node.input(4) {
+        scores = with_sinks(graph, scores, sinks)?;
+    }
     let mut p = graph.add(Op::Softmax { axis }, &[scores])?;
+    if node.input(4).is_some() {
+        p = super::slice(graph, p, axis, (0, -1, 1))?;
+    }
     if attention.safe && (node.input(3).is_some() || visible.is_some()) {
         let nan = graph.add(Op::Unary(Unary::IsNan), &[p])?;
         let zero = graph.float_scalar(dtype, 0.0);
@@ -174,6 +181,18 @@ fn visible(
         });
     }
     Ok(out)
+}
+
+/// The scores `[.., h, t, s + 1]` with the sinks as last key.
+fn with_sinks(graph: &mut Graph, scores: ValueId, sinks: ValueId) -> Result<ValueId, GraphError> {
+    let mut column = graph.shape(scores).map(<[Dim]>::to_vec).unwrap_or_default();
+    let axis = column.len().saturating_sub(1);
+    if let Some(last) = column.last_mut() {
+        *last = Dim::ONE;
+    }
+    let column = graph.dims(&column)?;
+    let sinks = graph.add(Op::Expand, &[sinks, column])?;
+    graph.add(Op::Concat { axis }, &[scores, sinks])
 }
 
 fn masked(

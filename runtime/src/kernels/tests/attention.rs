@@ -10,6 +10,7 @@ struct Case {
     k: Operand,
     v: Operand,
     mask: Option<Operand>,
+    sinks: Option<Operand>,
     attributes: Attributes,
 }
 
@@ -27,7 +28,7 @@ fn size(operand: &Operand) -> usize {
     positions(&operand.view.shape).iter().map(|p| address(&operand.view, p)).max().map_or(0, |m| m + 1)
 }
 
-fn reference(case: &Case, data: [&[f32]; 3], mask: &[f32]) -> (Vec<u32>, Vec<f32>) {
+fn reference(case: &Case, data: [&[f32]; 3], mask: &[f32], sinks: &[f32]) -> (Vec<u32>, Vec<f32>) {
     let tail = |o: &Operand, back: usize| o.view.shape[o.view.shape.len() - back];
     let (d, e, keys) = (tail(&case.q, 1), tail(&case.v, 1), tail(&case.k, 2));
     let group = tail(&case.q, 3) / tail(&case.k, 3);
@@ -63,9 +64,13 @@ fn reference(case: &Case, data: [&[f32]; 3], mask: &[f32]) -> (Vec<u32>, Vec<f32
             let early = a.window.is_some_and(|w| i64::from(s) <= position - i64::from(w));
             scores.push(if late || early { f64::NEG_INFINITY } else { score });
         }
-        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let sink = match &case.sinks {
+            Some(o) => f64::from(sinks[at(&o.view, &[lead, &[h, t, 0]].concat())]),
+            None => f64::NEG_INFINITY,
+        };
+        let most = scores.iter().copied().fold(sink, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
-        let total: f64 = weights.iter().sum();
+        let total: f64 = weights.iter().sum::<f64>() + (sink - most).exp();
         for c in 0..e {
             let mut sum = 0f64;
             for (s, w) in weights.iter().enumerate() {
@@ -103,13 +108,15 @@ fn check(case: &Case, seed: u64, variants: &[AttentionVariant]) {
             })
             .collect()
     });
-    let (shape, expected) = reference(case, [&q, &k, &v], &mask);
+    let sinks = case.sinks.as_ref().map_or(vec![], &mut draw);
+    let (shape, expected) = reference(case, [&q, &k, &v], &mask, &sinks);
     let out = dense(&shape, Scalar::F32);
     let spec = Attention {
         q: &case.q,
         k: &case.k,
         v: &case.v,
         mask: case.mask.as_ref(),
+        sinks: case.sinks.as_ref(),
         out: &out,
         attributes: case.attributes,
     };
@@ -118,6 +125,7 @@ fn check(case: &Case, seed: u64, variants: &[AttentionVariant]) {
         Scalar::Bool => mask.iter().map(|v| *v as u32).collect(),
         _ => bits(&mask),
     });
+    let sinks = if sinks.is_empty() { q.clone() } else { bits(&sinks) };
     for variant in variants {
         let device = match variant {
             AttentionVariant::Software => limits(),
@@ -130,7 +138,8 @@ fn check(case: &Case, seed: u64, variants: &[AttentionVariant]) {
             continue;
         }
         let launch = spec.launch_as(*variant, &device).unwrap();
-        let words = gpu.run_one(&launch, &[&q, &k, &v, mask.as_ref().unwrap_or(&q)], expected.len());
+        let mask = mask.as_ref().unwrap_or(&q);
+        let words = gpu.run_one(&launch, &[&q, &k, &v, mask, &sinks], expected.len());
         eprintln!("{variant:?} {:?}", case.q.view);
         close(&f32s(&words), &expected, 2e-5, 2e-5);
     }
@@ -150,6 +159,7 @@ fn plain(lead: &[u32], heads: [u32; 2], [t, s]: [u32; 2], [d, e]: [u32; 2]) -> C
         k: with([heads[1], s, d]),
         v: with([heads[1], s, e]),
         mask: None,
+        sinks: None,
         attributes: attributes(),
     }
 }
@@ -177,8 +187,15 @@ fn odd_and_large_heads() {
     }
     let large = plain(&[], [1, 1], [2, 5], [260, 8]);
     let out = dense(&[1, 2, 8], Scalar::F32);
-    let spec =
-        Attention { q: &large.q, k: &large.k, v: &large.v, mask: None, out: &out, attributes: attributes() };
+    let spec = Attention {
+        q: &large.q,
+        k: &large.k,
+        v: &large.v,
+        mask: None,
+        sinks: None,
+        out: &out,
+        attributes: attributes(),
+    };
     assert!(spec.launch(&limits()).is_err());
 }
 
@@ -201,6 +218,17 @@ fn masks_windows_and_caps() {
 }
 
 #[test]
+fn sinks_take_weight() {
+    // Per head, and per row of the batch; beside rows that see nothing.
+    for (shape, masked) in [(&[4, 1, 1][..], false), (&[2, 4, 1, 1], true)] {
+        let mut case = plain(&[2], [4, 2], [17, 33], [8, 8]);
+        case.sinks = Some(dense(shape, Scalar::F32));
+        case.mask = masked.then(|| dense(&[2, 1, 17, 33], Scalar::Bool));
+        check(&case, 5, &ALL);
+    }
+}
+
+#[test]
 fn strided_heads_and_units() {
     // Units share q's layout [B, T, C, H, d] seen as [C, B, H, T, d]; k of one head; a shared batch.
     let (c, b, h, t, d) = (3u32, 2u32, 2u32, 5u32, 8u32);
@@ -210,6 +238,7 @@ fn strided_heads_and_units() {
         k: strided(&[c, b, 1, t, d], &[d, t * c * d, 0, c * d, 1], 0),
         v: q,
         mask: None,
+        sinks: None,
         attributes: attributes(),
     };
     let case = Case { v: strided(&[c, 1, 1, t, d], &[t * d, 0, 0, d, 1], 3), ..case };

@@ -10,10 +10,12 @@ impl Lowering<'_> {
         match &node.op {
             Op::Attention(attributes) => self.with_operands(node, 3, |o, out, limits| {
                 let [q, k, v, rest @ ..] = o else { return unsupported("q, k or v is missing") };
-                let mask = rest.first().map(|m| &m.operand);
+                let mut rest = rest.iter().map(|o| &o.operand);
+                let mask = node.input(3).and_then(|_| rest.next());
+                let sinks = node.input(4).and_then(|_| rest.next());
                 let (q, k, v) = (&q.operand, &k.operand, &v.operand);
-                let kernel = Attention { q, k, v, mask, out: &out.operand, attributes: *attributes };
-                Ok((kernel.launch(limits)?, 4))
+                let kernel = Attention { q, k, v, mask, sinks, out: &out.operand, attributes: *attributes };
+                Ok((kernel.launch(limits)?, 5))
             }),
             Op::Rotary(attributes) => self.with_operands(node, 3, |o, out, limits| {
                 let [x, cos, sin, ..] = o else { return unsupported("a table is missing") };
@@ -40,7 +42,7 @@ impl Lowering<'_> {
     }
 
     /// A node of several f32 (or bool) operands and one result. `launch` also says how many bindings the
-    /// kernel reads: absent trailing operands are bound as the first.
+    /// kernel reads: absent operands are bound as the first.
     fn with_operands(
         &mut self,
         node: &Node,
@@ -63,8 +65,9 @@ impl Lowering<'_> {
             let to = self.bind(&out)?;
             let (launch, reads) = launch(&bound, &to, self.limits)?;
             let Some(first) = bound.first() else { return unsupported("no operand") };
-            let mut all: Vec<&Bound> = bound.iter().collect();
-            all.resize(reads, first);
+            let mut present = bound.iter();
+            let mut all: Vec<&Bound> =
+                (0..reads).map(|i| node.input(i).and_then(|_| present.next()).unwrap_or(first)).collect();
             all.push(&to);
             self.emit(&name, launch, &all)?;
         }

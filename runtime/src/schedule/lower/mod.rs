@@ -381,6 +381,13 @@ impl<'g> Lowering<'g> {
         Ok(Bound { operand: operand(view), binding: Binding { slot: at.slot, offset, bytes } })
     }
 
+    /// Adds a step that changes a result in place.
+    fn emit_in_place(&mut self, node: &str, launch: Launch, bound: &[&Bound]) -> Done {
+        self.emit(node, launch, bound)?;
+        self.plan.steps.last_mut().into_iter().for_each(|step| step.in_place = true);
+        Ok(())
+    }
+
     /// Adds a step.
     fn emit(&mut self, node: &str, launch: Launch, bound: &[&Bound]) -> Done {
         let most = self.limits.max_storage_buffers as usize;
@@ -388,7 +395,7 @@ impl<'g> Lowering<'g> {
             return unsupported(format!("{} buffers in one dispatch; the device allows {most}", bound.len()));
         }
         let bindings = bound.iter().map(|b| b.binding).collect();
-        self.plan.steps.push(Step { node: node.into(), launch, bindings, params_at: 0 });
+        self.plan.steps.push(Step { node: node.into(), launch, bindings, in_place: false, params_at: 0 });
         Ok(())
     }
 

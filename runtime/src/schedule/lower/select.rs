@@ -8,7 +8,7 @@ use snlp_passes::ir::{Node, Op, ValueId};
 use super::{Done, Located, Lowering, unsupported};
 use crate::kernels::{Bounds, Gather, GatherKind, Scatter};
 use crate::schedule::constants::scalar_bytes;
-use crate::schedule::plan::{HostValue, IndexCheck};
+use crate::schedule::plan::{HostValue, IndexCheck, Place};
 use crate::schedule::views;
 
 impl Lowering<'_> {
@@ -127,8 +127,14 @@ impl Lowering<'_> {
         let from = self.located(data)?;
         let size = from.view.shape.get(axis).copied().unwrap_or(0);
         self.check_indices(&name, indices, size);
-        let out = self.result(node.outputs[0])?;
-        self.copy_into(&name, &from, &out)?;
+        let out = match self.is_spare(data, &from) {
+            true => from,
+            false => {
+                let out = self.result(node.outputs[0])?;
+                self.copy_into(&name, &from, &out)?;
+                out
+            }
+        };
         let updates = self.located(updates)?;
         if !updates.view.is_empty() {
             let indices = self.located(indices)?;
@@ -137,9 +143,19 @@ impl Lowering<'_> {
             let launch =
                 Scatter { indices: &i.operand, updates: &u.operand, out: &o.operand, axis, reduction }
                     .launch(self.limits)?;
-            self.emit(&name, launch, &[&i, &u, &o])?;
+            self.emit_in_place(&name, launch, &[&i, &u, &o])?;
         }
         self.set(node.outputs[0], out);
         Ok(())
+    }
+
+    /// Whether nothing else reads a value that a step of its own makes.
+    fn is_spare(&self, v: ValueId, at: &Located) -> bool {
+        let own = self.graph.producing(v).is_some_and(|n| matches!(n.op, Op::Where | Op::Concat { .. }));
+        let activation = self.plan.slots.get(at.slot).map(|s| matches!(s.place, Place::Activation(_)));
+        own && activation == Some(true)
+            && at.view.is_dense()
+            && self.users[v.index()].len() == 1
+            && !self.results.contains(&v)
     }
 }

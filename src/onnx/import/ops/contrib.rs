@@ -1,9 +1,9 @@
 //! Operators of ONNX Runtime (`com.microsoft`) that are short for standard ones.
 
-use snlp_passes::ir::{Attention, Binary, DType, Dim, Op, Reduce, Unary, ValueId};
+use snlp_passes::ir::{Binary, DType, Dim, Op, Reduce, Unary};
 
-use super::attention::{merge_heads, split_heads};
-use super::{Builder, Built, Decline, NodeContext, norm};
+use super::attention::rotated;
+use super::{Builder, Built, Decline, NodeContext, grouped, linear, moe, multi_head, norm};
 use crate::onnx::error::OnnxError;
 
 pub(super) fn lookup(op_type: &str) -> Option<Builder> {
@@ -16,7 +16,13 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
             c.plain(Op::Unary(Unary::Swish { alpha }), 1)
         },
         "EmbedLayerNormalization" => embed_norm,
-        "Attention" => packed_attention,
+        "Attention" => multi_head::packed_attention,
+        "MultiHeadAttention" => multi_head::multi_head_attention,
+        "GroupQueryAttention" => grouped::group_query_attention,
+        "MoE" => moe::moe,
+        "RotaryEmbedding" => rotary,
+        "FusedMatMul" => fused_matmul,
+        "FusedGemm" => fused_gemm,
         "SimplifiedLayerNormalization" => norm::rms_norm,
         "SkipLayerNormalization" => |c| skip_norm(c, |axis, epsilon| Op::LayerNorm { axis, epsilon }, 2),
         "SkipSimplifiedLayerNormalization" => {
@@ -89,79 +95,75 @@ fn embed_norm(c: &mut NodeContext<'_>) -> Built {
     Ok(vec![normed, count, sum])
 }
 
-/// Self-attention with one matrix for queries, keys and values: `x [B, T, D], w [D, 3·H], b?, mask?`.
-/// The mask is the number of unmasked tokens `[B]`, or a matrix `[B, T]` of 0 and 1.
-fn packed_attention(c: &mut NodeContext<'_>) -> Built {
-    c.only_first_result()?;
-    let extras = ["qkv_hidden_sizes", "rotary_embedding_dim"];
-    if (4..8).any(|i| c.optional(i).is_some())
-        || extras.iter().any(|a| c.attributes.get(a).is_some())
-        || c.flag("do_rotary", false)?
-    {
+/// `x [B, T, H·d] or [B, H, T, d], positions [1] or [B, T], cos [P, r/2], sin` → rotated; one position is that
+/// of the first token.
+fn rotary(c: &mut NodeContext<'_>) -> Built {
+    if c.flag("is_packed_batching", false)? {
         return Err(Decline::Opaque);
     }
-    let (x, w) = (c.input(0)?, c.input(1)?);
-    let (x_type, w_shape) = (c.ty(x)?, c.shape(w)?);
-    let ([batch, length, _], [_, packed]) = (&x_type.shape[..], &w_shape[..]) else {
-        return Err(Decline::Opaque);
+    let (x, at, cos, sin) = (c.input(0)?, c.input(1)?, c.input(2)?, c.input(3)?);
+    let half = c.shape(cos)?.last().and_then(Dim::known).ok_or(Decline::Opaque)?;
+    let shape = c.shape(x)?;
+    let (length, heads) = match &shape[..] {
+        [_, length, width] => {
+            let width = width.known().ok_or(Decline::Opaque)?;
+            // Without the number of heads the table spans a head.
+            let heads = Some(c.int("num_heads", 0)?).filter(|n| *n > 0);
+            (length, heads.unwrap_or(width / (2 * half).max(1)))
+        }
+        [_, _, length, _] => (length, 0),
+        _ => return Err(OnnxError::invalid(format!("rotates {shape:?}, not three or four axes")).into()),
     };
-    let heads = c.int("num_heads", 0)?;
-    let width = packed.known().filter(|n| n % 3 == 0).map(|n| n / 3).ok_or(Decline::Opaque)?;
-    if heads <= 0 || width % heads != 0 {
-        return Err(OnnxError::invalid(format!("has {heads} heads for a width of {width}")).into());
+    let mut at = c.as_i64(at)?;
+    if c.rank(at)? < 2 {
+        let columns = c.positions(length)?;
+        at = c.binary(Binary::Add, at, columns)?;
+        at = c.unsqueeze(at, &[0])?;
     }
-    let mask = match c.optional(3) {
-        Some(mask) => Some(additive_mask(c, mask, batch, length, x_type.dtype)?),
-        None => None,
-    };
-    let mut qkv = c.add(Op::MatMul, &[x, w])?;
-    if let Some(bias) = c.optional(2) {
-        qkv = c.add(Op::Binary(Binary::Add), &[qkv, bias])?;
-    }
-    let mut operands = Vec::with_capacity(4);
-    for i in 0..3 {
-        let (start, end) = (c.graph.ints(&[i * width]), c.graph.ints(&[(i + 1) * width]));
-        let part = c.add(Op::Slice { axes: vec![2], steps: vec![1] }, &[qkv, start, end])?;
-        operands.push(Some(split_heads(c, part, heads)?));
-    }
-    operands.push(mask);
-    let scale = match c.float("scale", 0.0)? {
-        0.0 => 1.0 / ((width / heads) as f32).sqrt(),
-        scale => scale,
-    };
-    let causal = c.flag("unidirectional", false)?;
-    let op = Op::Attention(Attention { scale, causal, window: None, softcap: None, safe: true });
-    let y = c.add_optional(op, operands)?;
-    Ok(vec![merge_heads(c, y)?])
+    let tables = (c.add(Op::Gather { axis: 0 }, &[cos, at])?, c.add(Op::Gather { axis: 0 }, &[sin, at])?);
+    let interleaved = c.flag("interleaved", false)?;
+    Ok(vec![rotated(c, x, heads, tables, interleaved, 2 * half)?])
 }
 
-/// `[B, 1, 1, T]`: 0 for the keys that may be seen, a large negative number for the others.
-fn additive_mask(
-    c: &mut NodeContext<'_>,
-    mask: ValueId,
-    batch: &Dim,
-    length: &Dim,
-    dtype: DType,
-) -> Result<ValueId, Decline> {
-    let visible = match &c.shape(mask)?[..] {
-        [n] if n == batch => {
-            let (zero, one) = (c.graph.scalar(0i64), c.graph.scalar(1i64));
-            if !c.computable(length) {
-                return Err(Decline::Opaque);
-            }
-            let end = c.graph.dim_scalar(length)?;
-            let keys = c.add(Op::Range, &[zero, end, one])?;
-            let count = c.as_i64(mask)?;
-            let count = c.add(Op::Unsqueeze { axes: vec![1, 2, 3] }, &[count])?;
-            c.add(Op::Binary(Binary::Less), &[keys, count])?
+/// `alpha · op(a) · op(b)`, with batches.
+fn fused_matmul(c: &mut NodeContext<'_>) -> Built {
+    if c.flag("transBatchA", false)? || c.flag("transBatchB", false)? {
+        return Err(Decline::Opaque);
+    }
+    let mut operands = [c.input(0)?, c.input(1)?];
+    let dtype = c.dtype(operands[0])?;
+    for (v, flag) in operands.iter_mut().zip(["transA", "transB"]) {
+        let rank = c.rank(*v)?;
+        if c.flag(flag, false)? && rank >= 2 {
+            let mut perm: Vec<usize> = (0..rank).collect();
+            perm.swap(rank - 2, rank - 1);
+            *v = c.transpose(*v, &perm)?;
         }
-        [n, t] if n == batch && t == length => {
-            let mask = c.add(Op::Cast { to: DType::Bool }, &[mask])?;
-            c.add(Op::Unsqueeze { axes: vec![1, 2] }, &[mask])?
-        }
+    }
+    let product = c.add(Op::MatMul, &operands)?;
+    let alpha = c.float("alpha", 1.0)?;
+    if alpha == 1.0 {
+        return Ok(vec![product]);
+    }
+    let alpha = c.graph.float_scalar(dtype, f64::from(alpha));
+    Ok(vec![c.binary(Binary::Mul, product, alpha)?])
+}
+
+/// `Gemm`, then an activation.
+fn fused_gemm(c: &mut NodeContext<'_>) -> Built {
+    let activation = match c.text("activation", "")?.as_str() {
+        "Relu" => Unary::Relu,
+        "Tanh" => Unary::Tanh,
+        "Sigmoid" => Unary::Sigmoid,
+        "Softplus" => Unary::Softplus,
+        "Softsign" => Unary::Softsign,
+        "LeakyRelu" => Unary::LeakyRelu { alpha: c.float("activation_alpha", 0.01)? },
+        "Elu" => Unary::Elu { alpha: c.float("activation_alpha", 1.0)? },
         _ => return Err(Decline::Opaque),
     };
-    let hidden = c.float("mask_filter_value", -10000.0)?;
-    let (zero, hidden) = (c.graph.float_scalar(dtype, 0.0), c.graph.float_scalar(dtype, f64::from(hidden)));
-    c.add(Op::Where, &[visible, zero, hidden])
+    let gemm = linear::gemm(c)?;
+    match gemm[..] {
+        [y] => Ok(vec![c.add(Op::Unary(activation), &[y])?]),
+        _ => Err(Decline::Opaque),
+    }
 }

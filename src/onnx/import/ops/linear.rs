@@ -14,7 +14,7 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
     })
 }
 
-fn gemm(c: &mut NodeContext<'_>) -> Built {
+pub(super) fn gemm(c: &mut NodeContext<'_>) -> Built {
     let op = Op::Gemm {
         alpha: c.float("alpha", 1.0)?,
         beta: c.float("beta", 1.0)?,

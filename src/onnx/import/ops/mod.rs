@@ -1,11 +1,15 @@
 //! The operators of ONNX that have a counterpart in the IR, by family.
 
 mod attention;
+mod build;
 mod contrib;
 mod elementwise;
+mod grouped;
 mod indexing;
 mod layout;
 mod linear;
+mod moe;
+mod multi_head;
 mod norm;
 mod reduce;
 mod shape;
