@@ -200,6 +200,9 @@ impl Rule<'_> {
             Op::Tile => self.with_ints(op, 1),
             Op::Pad { .. } => self.pad(op),
             Op::Concat { axis } => self.on_expanded(Op::Concat { axis: axis + p }),
+            Op::ScatterElements { axis, reduction } => {
+                self.on_expanded(Op::ScatterElements { axis: axis + p, reduction })
+            }
             Op::GatherElements { axis } => self.on_expanded(Op::GatherElements { axis: axis + p }),
             Op::Gather { axis } => self.gather(axis),
             Op::Einsum { equation } => self.einsum(&equation),
