@@ -95,7 +95,7 @@ impl Frame {
         let lengths = c.optional(6).map(|v| c.as_i64(v)).transpose()?;
         let first = match (lengths, c.optional(4)) {
             (Some(_), _) => None,
-            (None, Some(_)) => Some(keys.clone() - queries.clone()),
+            (None, Some(past)) => Some(c.shape(past)?.get(2).cloned().ok_or(Decline::Opaque)?),
             (None, None) => Some(Dim::ZERO),
         };
         Ok(Frame { queries, keys, dtype: ty.dtype, lengths, first })
