@@ -47,6 +47,24 @@ pub(super) fn insert_axes(
     graph.add(Op::Unsqueeze { axes: (at..at + count).collect() }, &[v])
 }
 
+/// The results of `node`'s operator on other operands; types that cannot be inferred are taken over.
+pub(super) fn copy_node(
+    graph: &mut Graph,
+    node: &Node,
+    inputs: Vec<Option<ValueId>>,
+) -> Result<Vec<ValueId>, GraphError> {
+    let id = graph.add_node(node.op.clone(), inputs, node.outputs.len(), &node.name)?;
+    let outputs = graph.node(id).map(|n| n.outputs.clone()).unwrap_or_default();
+    for (new, old) in outputs.iter().zip(&node.outputs) {
+        if graph.ty(*new).is_none()
+            && let Some(ty) = graph.ty(*old).cloned()
+        {
+            graph.declare_type(*new, ty);
+        }
+    }
+    Ok(outputs)
+}
+
 struct Rule<'g> {
     graph: &'g mut Graph,
     node: &'g Node,
@@ -63,16 +81,7 @@ pub(super) fn apply(
 ) -> Result<Vec<Batched>, VectorizeError> {
     if !operands.iter().flatten().any(|o| o.batched) {
         let inputs = operands.iter().map(|o| o.map(|o| o.value)).collect();
-        let id = graph.add_node(node.op.clone(), inputs, node.outputs.len(), &node.name)?;
-        let outputs = graph.node(id).map(|n| n.outputs.clone()).unwrap_or_default();
-        for (new, old) in outputs.iter().zip(&node.outputs) {
-            if graph.ty(*new).is_none()
-                && let Some(ty) = graph.ty(*old).cloned()
-            {
-                graph.declare_type(*new, ty);
-            }
-        }
-        return Ok(outputs.into_iter().map(Batched::shared).collect());
+        return Ok(copy_node(graph, node, inputs)?.into_iter().map(Batched::shared).collect());
     }
     Rule { graph, node, operands, prefix }.apply()
 }

@@ -8,12 +8,16 @@
 //! ```text
 //!   norm(x1)·W1   norm(x2)·W2        ⇒        norm(X)·W      X [2, ..], W [2, K, N]
 //! ```
+//!
+//! An operator without a rule (an opaque one, or one whose result has a size that only the data decides) is
+//! evaluated beside itself, once per lane, and the lanes are laid together again where an operator with a
+//! rule reads them (METHOD §2: what cannot be batched runs beside).
 
 use std::collections::{HashMap, HashSet};
 
 use super::batch;
 use crate::analysis::{Mismatch, Reach, descendants};
-use crate::ir::{Def, Dim, Graph, GraphError, NodeId, Op, Tensor, ValueId};
+use crate::ir::{Def, Dim, Graph, GraphError, Node, NodeId, Op, Tensor, ValueId};
 
 /// A value that stands for one value per lane: with the lane axes in front, or shared by all lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +36,15 @@ impl Batched {
     pub(super) fn lanes(value: ValueId) -> Self {
         Batched { value, batched: true }
     }
+}
+
+/// What the lanes' values became.
+#[derive(Clone, Debug)]
+enum Laned {
+    /// One value for all.
+    Together(Batched),
+    /// One value per lane, of types that may differ.
+    Apart(Vec<ValueId>),
 }
 
 /// Why a rewrite stopped.
@@ -58,7 +71,7 @@ pub(super) struct Lanes<'a> {
     forbidden: &'a HashSet<ValueId>,
     /// Inputs of the model that this evaluation has its own of.
     own: &'a OwnInputs,
-    memo: HashMap<Vec<ValueId>, Batched>,
+    memo: HashMap<Vec<ValueId>, Laned>,
 }
 
 /// Inputs of the model in whose place an evaluation reads others of its own, and what is computed from them.
@@ -86,13 +99,16 @@ impl<'a> Lanes<'a> {
 
     /// Says what the lanes' values `tuple` are: the states.
     pub(super) fn define(&mut self, tuple: Vec<ValueId>, value: Batched) {
-        self.memo.insert(tuple, value);
+        self.memo.insert(tuple, Laned::Together(value));
     }
 
     /// What the value `v` of lane number `lane` was evaluated as, if it was.
     pub(super) fn evaluated(&self, lane: usize, v: ValueId) -> Option<Batched> {
         let found = self.memo.iter().filter(|(tuple, _)| tuple.get(lane) == Some(&v));
-        found.min_by_key(|(tuple, _)| *tuple).map(|(_, result)| *result)
+        found.min_by_key(|(tuple, _)| *tuple).and_then(|(_, result)| match result {
+            Laned::Together(batched) => Some(*batched),
+            Laned::Apart(values) => values.get(lane).copied().map(Batched::shared),
+        })
     }
 
     /// The batched form of corresponding branches or skip-path maps. (Results of maps are themselves
@@ -102,25 +118,25 @@ impl<'a> Lanes<'a> {
         graph: &mut Graph,
         tuple: &[ValueId],
     ) -> Result<Batched, VectorizeError> {
-        if let Some(known) = self.memo.get(tuple) {
-            return Ok(*known);
-        }
-        if tuple.iter().any(|v| self.forbidden.contains(v)) {
-            let result = self.zip(graph, tuple, 0)?;
-            self.memo.insert(tuple.to_vec(), result);
-            return Ok(result);
-        }
-        self.visit(graph, tuple, 0)
+        let known = self.memo.get(tuple).cloned();
+        let result = match known {
+            Some(known) => known,
+            None if tuple.iter().any(|v| self.forbidden.contains(v)) => {
+                let result = self.zip(graph, tuple, 0)?;
+                self.memo.insert(tuple.to_vec(), result.clone());
+                result
+            }
+            None => self.visit(graph, tuple, 0)?,
+        };
+        self.together(graph, &result)?.ok_or_else(|| {
+            let reason = "what the layers add to the state differs in size between them";
+            Mismatch::at_value(graph, tuple[0], reason).into()
+        })
     }
 
-    fn visit(
-        &mut self,
-        graph: &mut Graph,
-        tuple: &[ValueId],
-        depth: usize,
-    ) -> Result<Batched, VectorizeError> {
+    fn visit(&mut self, graph: &mut Graph, tuple: &[ValueId], depth: usize) -> Result<Laned, VectorizeError> {
         if let Some(known) = self.memo.get(tuple) {
-            return Ok(*known);
+            return Ok(known.clone());
         }
         if tuple.iter().any(|v| self.own.replacements.contains_key(v)) {
             let renewed = |v: &ValueId| self.own.replacements.get(v).copied().unwrap_or(*v);
@@ -139,16 +155,16 @@ impl<'a> Lanes<'a> {
             return Err(Mismatch::at_value(graph, *state, reason).into());
         }
         let result = if same && !inside {
-            Batched::shared(first)
+            Laned::Together(Batched::shared(first))
         } else if let Some(stacked) = self.stack_constants(graph, tuple)? {
-            stacked
+            Laned::Together(stacked)
         } else {
             match self.zip(graph, tuple, depth) {
-                Err(VectorizeError::Mismatch(_)) if !inside => self.stack_values(graph, tuple)?,
+                Err(VectorizeError::Mismatch(_)) if !inside => Laned::Apart(tuple.to_vec()),
                 other => other?,
             }
         };
-        self.memo.insert(tuple.to_vec(), result);
+        self.memo.insert(tuple.to_vec(), result.clone());
         Ok(result)
     }
 
@@ -179,7 +195,72 @@ impl<'a> Lanes<'a> {
         Some(format!("{first}.x{}", tuple.len()))
     }
 
-    /// One value per lane, computed outside the segment, laid along the lane axes.
+    /// One value for all lanes, where they have one type.
+    fn together(&self, graph: &mut Graph, laned: &Laned) -> Result<Option<Batched>, VectorizeError> {
+        let values = match laned {
+            Laned::Together(batched) => return Ok(Some(*batched)),
+            Laned::Apart(values) => values,
+        };
+        let ty = graph.ty(values[0]);
+        if ty.is_none() || values.iter().any(|v| graph.ty(*v) != ty) {
+            return Ok(None);
+        }
+        if values.windows(2).all(|w| w[0] == w[1]) {
+            return Ok(Some(Batched::shared(values[0])));
+        }
+        self.stack_values(graph, values).map(Some)
+    }
+
+    /// The lane's own row of a value for all.
+    fn row(&self, graph: &mut Graph, batched: Batched, lane: usize) -> Result<ValueId, VectorizeError> {
+        if !batched.batched || self.prefix.is_empty() {
+            return Ok(batched.value);
+        }
+        let axes: Vec<usize> = (0..self.prefix.len()).collect();
+        let mut rest = lane;
+        let mut starts = vec![0i64; axes.len()];
+        for axis in axes.iter().rev() {
+            let at = rest % self.prefix[*axis];
+            rest /= self.prefix[*axis];
+            let agree = graph.shape(batched.value).and_then(|s| s.get(*axis)) == Some(&Dim::ONE);
+            starts[*axis] = if agree { 0 } else { at as i64 };
+        }
+        let ends: Vec<i64> = starts.iter().map(|s| s + 1).collect();
+        let (starts, ends) = (graph.ints(&starts), graph.ints(&ends));
+        let steps = vec![1; axes.len()];
+        let row = graph.add(Op::Slice { axes: axes.clone(), steps }, &[batched.value, starts, ends])?;
+        Ok(graph.add(Op::Squeeze { axes }, &[row])?)
+    }
+
+    /// Each lane's node on its own operands.
+    fn beside(
+        &self,
+        graph: &mut Graph,
+        lanes: &[NodeId],
+        operands: &[Option<Laned>],
+    ) -> Result<Vec<Laned>, VectorizeError> {
+        let mut results: Vec<Vec<ValueId>> = Vec::new();
+        for (lane, id) in lanes.iter().enumerate() {
+            let Some(node) = graph.node(*id).cloned() else { continue };
+            let mut inputs = Vec::with_capacity(node.inputs.len());
+            for (own, operand) in node.inputs.iter().zip(operands) {
+                inputs.push(match (own, operand) {
+                    (Some(own), _) if graph.tensor(*own).is_some() => Some(*own),
+                    (Some(_), Some(Laned::Apart(values))) => values.get(lane).copied(),
+                    (Some(_), Some(Laned::Together(batched))) => Some(self.row(graph, *batched, lane)?),
+                    _ => None,
+                });
+            }
+            let copy = batch::copy_node(graph, &node, inputs)?;
+            results.resize(copy.len(), Vec::new());
+            for (all, value) in results.iter_mut().zip(copy) {
+                all.push(value);
+            }
+        }
+        Ok(results.into_iter().map(Laned::Apart).collect())
+    }
+
+    /// One value per lane laid along the lane axes.
     fn stack_values(&self, graph: &mut Graph, tuple: &[ValueId]) -> Result<Batched, VectorizeError> {
         let mut rows = Vec::new();
         for v in tuple {
@@ -195,7 +276,7 @@ impl<'a> Lanes<'a> {
     }
 
     /// Vectorises the nodes that make the values: the same operator on corresponding operands.
-    fn zip(&mut self, graph: &mut Graph, tuple: &[ValueId], depth: usize) -> Result<Batched, VectorizeError> {
+    fn zip(&mut self, graph: &mut Graph, tuple: &[ValueId], depth: usize) -> Result<Laned, VectorizeError> {
         let first = tuple[0];
         let mut lanes: Vec<NodeId> = Vec::with_capacity(tuple.len());
         let mut position = None;
@@ -218,26 +299,48 @@ impl<'a> Lanes<'a> {
                 None => None,
             });
         }
-        let results = batch::apply(graph, &template, &operands, &self.prefix)?;
+        let results = match self.batched(graph, &template, &operands)? {
+            Some(results) => results.into_iter().map(Laned::Together).collect(),
+            None => self.beside(graph, &lanes, &operands)?,
+        };
         for (i, result) in results.iter().enumerate() {
             let tuple: Option<Vec<ValueId>> =
                 lanes.iter().map(|id| graph.node(*id).and_then(|n| n.outputs.get(i).copied())).collect();
             if let Some(tuple) = tuple {
-                self.memo.insert(tuple, *result);
+                self.memo.insert(tuple, result.clone());
             }
         }
         let at = position.unwrap_or(0);
-        let result = results.get(at).copied();
+        let result = results.get(at).cloned();
         result.ok_or_else(|| Mismatch::at_value(graph, first, "a result is missing").into())
     }
 
-    /// The first lane's node, when all lanes have the same operator.
-    fn template(
+    /// The node's results on the lanes' operands together, where it has a rule for them.
+    fn batched(
         &self,
-        graph: &Graph,
-        lanes: &[NodeId],
-        first: ValueId,
-    ) -> Result<crate::ir::Node, VectorizeError> {
+        graph: &mut Graph,
+        template: &Node,
+        operands: &[Option<Laned>],
+    ) -> Result<Option<Vec<Batched>>, VectorizeError> {
+        let mut laid = Vec::with_capacity(operands.len());
+        for operand in operands {
+            laid.push(match operand {
+                None => None,
+                Some(operand) => match self.together(graph, operand)? {
+                    Some(batched) => Some(batched),
+                    None => return Ok(None),
+                },
+            });
+        }
+        match batch::apply(graph, template, &laid, &self.prefix) {
+            Ok(results) => Ok(Some(results)),
+            Err(VectorizeError::Mismatch(_)) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The first lane's node, when all lanes have the same operator.
+    fn template(&self, graph: &Graph, lanes: &[NodeId], first: ValueId) -> Result<Node, VectorizeError> {
         let missing = || Mismatch::at_value(graph, first, "an operand was removed");
         let template = graph.node(lanes[0]).ok_or_else(missing)?;
         for id in &lanes[1..] {

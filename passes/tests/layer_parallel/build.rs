@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use snlp_passes::ir::{Attention, Binary, DType, Dim, Graph, Op, Tensor, Type, Unary, ValueId};
+use snlp_passes::ir::{
+    Attention, Binary, DType, Dim, Graph, Op, ScatterReduction, Tensor, Type, Unary, ValueId,
+};
 
 use crate::spec::{
     Activation, Blocks, EPSILON, Matrix, Mlp, Model, Norm, NormWeights, Placement, Prefix, Side,
@@ -241,6 +243,31 @@ impl Build<'_> {
             Some(x) => x,
             None => self.branch_norm(&format!("{name}.norm"), x, &w.norm),
         };
+        if self.model.spec.routed { self.routed(&name, w, x) } else { self.mlp_of(&name, w, x) }
+    }
+
+    /// The MLP of all rows, of those whose first feature is positive and of the others in turn.
+    fn routed(&mut self, name: &str, w: &Mlp, x: ValueId) -> ValueId {
+        let d = Dim::from(self.model.spec.hidden);
+        let rows = self.reshaped(x, &[self.b.clone() * self.t.clone(), d.clone()]);
+        let (from, to) = (self.graph.ints(&[0]), self.graph.ints(&[1]));
+        let first = self.op(Op::Slice { axes: vec![1], steps: vec![1] }, &[rows, from, to]);
+        let first = self.op(Op::Squeeze { axes: vec![1] }, &[first]);
+        let zero = self.graph.float_scalar(self.model.spec.dtype, 0.0);
+        let positive = self.binary(Binary::Greater, first, zero);
+        let others = self.op(Op::Unary(Unary::Not), &[positive]);
+        let mut y = self.scale(rows, 0.0);
+        for chosen in [positive, others] {
+            let at = self.op(Op::NonZero, &[chosen]);
+            let at = self.op(Op::Transpose { perm: vec![1, 0] }, &[at]);
+            let part = self.op(Op::GatherNd { batch_dims: 0 }, &[rows, at]);
+            let part = self.mlp_of(name, w, part);
+            y = self.op(Op::ScatterNd { reduction: ScatterReduction::None }, &[y, at, part]);
+        }
+        self.reshaped(y, &[self.b.clone(), self.t.clone(), d])
+    }
+
+    fn mlp_of(&mut self, name: &str, w: &Mlp, x: ValueId) -> ValueId {
         let x = self.product(&format!("{name}.up"), x, &w.up);
         let x = self.bias(&format!("{name}.up_bias"), x, &w.up_bias);
         let activation = match self.model.spec.activation {

@@ -112,6 +112,8 @@ pub struct Spec {
     pub packed: bool,
     pub bias: bool,
     pub causal: bool,
+    /// MLPs see the rows of two kinds apart, chosen by NonZero, and scatter what they make of them.
+    pub routed: bool,
     /// An additive mask as model input.
     pub mask: bool,
     /// Keys and values of earlier calls are inputs, grown ones outputs.
@@ -144,6 +146,7 @@ impl Spec {
             packed: false,
             bias: false,
             causal: true,
+            routed: false,
             mask: false,
             cached: false,
             swaps: 0,
@@ -206,6 +209,7 @@ fn assemble(shape: Shape, style: Style, layout: Layout, taps: &[RawTap], swaps: 
         packed,
         bias,
         causal: causal && fused_attention,
+        routed: seed.is_multiple_of(4),
         mask,
         cached: false,
         swaps,
