@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::cache::{Cache, caches};
-use super::kind::{attends, kind_of};
+use super::kind::{Mixing, kind_of, mixing};
 use super::lockstep::{describe, same_class};
 use super::region::{Reach, region, state_dependent};
 use super::stream::{Event, find_stream};
@@ -146,11 +146,14 @@ pub fn find_chain(graph: &Graph) -> Result<Chain, Stopped> {
     let stream_states: HashSet<ValueId> =
         std::iter::once(stream.origin).chain(stream.events.iter().map(Event::output)).collect();
     let reach_origin = state_dependent(graph, stream.origin);
-    let attention: Vec<bool> = stream
+    let mixing: Vec<Mixing> = stream
         .events
         .iter()
-        .map(|e| e.branch().is_some_and(|b| attends(graph, b, &stream_states, &reach_origin)))
+        .map(|e| e.branch().map_or(Mixing::None, |b| mixing(graph, b, &stream_states, &reach_origin)))
         .collect();
+    // A decoder layer has two attentions: its own starts it.
+    let strongest = mixing.iter().copied().max().filter(|m| *m != Mixing::None).unwrap_or(Mixing::Own);
+    let attention: Vec<bool> = mixing.iter().map(|m| *m == strongest).collect();
     let starts = layer_starts(graph, &stream.events, &attention)?;
     let mut layers = cut(&stream.events, &starts);
     let input = layers.first().map_or(stream.origin, |l| l.input);

@@ -49,18 +49,79 @@ const OPAQUE_ATTENTION: [&str; 7] = [
     "PagedAttention",
 ];
 
-/// Whether the branch mixes positions by attention.
-pub(super) fn attends(graph: &Graph, branch: ValueId, states: &HashSet<ValueId>, reach: &Reach) -> bool {
-    region(graph, &[branch], states, reach).iter().filter_map(|n| graph.node(*n)).any(is_attention)
+/// How a branch mixes positions.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Mixing {
+    /// Not by attention.
+    None,
+    /// By attention to something that is not computed from the state, as a decoder to its encoder.
+    Cross,
+    /// By attention to the state's own positions.
+    Own,
 }
 
-fn is_attention(node: &Node) -> bool {
-    match &node.op {
-        Op::Attention(_) => true,
-        Op::Softmax { axis } => *axis >= 2,
-        Op::Opaque(o) => OPAQUE_ATTENTION.contains(&o.op_type.as_str()),
-        _ => false,
+/// How the branch mixes positions; where it does in several ways, the strongest.
+pub(super) fn mixing(graph: &Graph, branch: ValueId, states: &HashSet<ValueId>, reach: &Reach) -> Mixing {
+    let nodes = region(graph, &[branch], states, reach);
+    nodes.iter().map(|n| mixing_of(graph, *n, &nodes, reach)).max().unwrap_or(Mixing::None)
+}
+
+fn mixing_of(graph: &Graph, id: NodeId, nodes: &HashSet<NodeId>, reach: &Reach) -> Mixing {
+    let Some(node) = graph.node(id) else { return Mixing::None };
+    let own = match &node.op {
+        Op::Attention(_) => node.input(1).is_some_and(|k| reach.contains(k)),
+        // Fused forms without a key have it packed with the query.
+        Op::Opaque(o) if OPAQUE_ATTENTION.contains(&o.op_type.as_str()) => {
+            o.op_type == "Attention" || node.input(1).is_none_or(|k| reach.contains(k))
+        }
+        // A softmax is attention's when scores are: a router's are a product of the state with a weight.
+        Op::Softmax { .. } => match node.input(0).and_then(|v| scores(graph, v, nodes, reach)) {
+            Some(own) => own,
+            None => return Mixing::None,
+        },
+        _ => return Mixing::None,
+    };
+    if own { Mixing::Own } else { Mixing::Cross }
+}
+
+/// Whether a product of two computed values lies behind `v`, and if so whether both depend on the state.
+fn scores(graph: &Graph, v: ValueId, nodes: &HashSet<NodeId>, reach: &Reach) -> Option<bool> {
+    let mut seen = HashSet::new();
+    let mut stack = vec![v];
+    let mut found = None;
+    while let Some(v) = stack.pop() {
+        let Some(id) = graph.producer(v).filter(|id| nodes.contains(id) && seen.insert(*id)) else {
+            continue;
+        };
+        let Some(node) = graph.node(id) else { continue };
+        let product = match &node.op {
+            Op::MatMul | Op::Einsum { .. } => true,
+            Op::Opaque(o) => o.op_type.contains("MatMul"),
+            _ => false,
+        };
+        if product {
+            let computed = node.operands().filter(|v| !is_weight(graph, *v));
+            let own = node.operands().filter(|v| reach.contains(*v)).count() > 1;
+            match found {
+                _ if own => return Some(true),
+                None if computed.count() > 1 => found = Some(false),
+                _ => {}
+            }
+        }
+        stack.extend(node.operands());
     }
+    found
+}
+
+/// Whether `v` is a constant, or a view of one.
+fn is_weight(graph: &Graph, mut v: ValueId) -> bool {
+    while let Some(node) = graph.producing(v) {
+        match (&node.op, node.input(0)) {
+            (Op::Transpose { .. } | Op::Cast { .. } | Op::Reshape { .. } | Op::Identity, Some(x)) => v = x,
+            _ => return false,
+        }
+    }
+    graph.tensor(v).is_some()
 }
 
 /// The style that the second layer (or the only one) shows: a first layer may lack a norm that the
@@ -118,7 +179,7 @@ impl Branch {
             smooth || matches!(&n.op, Op::Opaque(o) if o.op_type.contains("Gelu"))
         };
         Branch {
-            attends: all().any(is_attention),
+            attends: nodes.iter().any(|n| mixing_of(graph, *n, &nodes, reach) != Mixing::None),
             activates: all().any(activation),
             norm_first: !readers.is_empty() && readers.iter().all(|n| normalises(n)),
             norm_last: ends_in_norm(graph, branch, &nodes),
