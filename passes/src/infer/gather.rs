@@ -155,5 +155,27 @@ pub(super) fn one_hot(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred,
 pub(super) fn non_zero(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     let rank = ty.rank().max(1);
+    let operand = cx.required(0, "x")?;
+    if let Some(found) = Small::of(&operand).and_then(|x| positions(&x)) {
+        let shape = vec![rank, found.len()];
+        let content = Small::build(shape.clone(), |at| Some(found.get(at[1])?.get(at[0]).copied()?.into()));
+        return Ok(Inferred::new(DType::I64, shape.into_iter().map(Dim::from).collect()).with(content));
+    }
     Ok(Inferred::new(DType::I64, vec![rank.into(), cx.fresh()]))
+}
+
+/// Where the elements are not zero, if that is certain of each.
+fn positions(x: &Small) -> Option<Vec<Vec<usize>>> {
+    let mut found = Vec::new();
+    for (i, element) in x.data.iter().enumerate() {
+        if element.known()? == 0 {
+            continue;
+        }
+        let mut rest = i;
+        let mut at: Vec<usize> = x.shape.iter().rev().map(|n| (rest % n, rest /= n).0).collect();
+        at.reverse();
+        at.resize(x.shape.len().max(1), 0);
+        found.push(at);
+    }
+    Some(found)
 }

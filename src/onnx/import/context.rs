@@ -235,10 +235,24 @@ pub(super) fn constant_of(graph: &Graph, v: ValueId) -> Option<Tensor> {
     fold(graph, v, &mut { MAX_STEPS })
 }
 
+/// The tensor of a value whose elements inference knows, such as sizes.
+fn from_content(graph: &Graph, v: ValueId) -> Option<Tensor> {
+    let ty = graph.ty(v)?;
+    let known = graph.content(v)?.iter().map(Dim::known).collect::<Option<Vec<i64>>>()?;
+    let tensor = Tensor::from_vec(ty.known_shape()?, known).ok()?;
+    if ty.dtype == DType::I64 {
+        return Some(tensor);
+    }
+    eval_op(&Op::Cast { to: ty.dtype }, &[Some(&tensor)]).ok()?.into_iter().next()
+}
+
 fn fold(graph: &Graph, v: ValueId, steps: &mut usize) -> Option<Tensor> {
     const MAX_ELEMENTS: usize = 4096;
     if let Some(tensor) = graph.tensor(v) {
         return (tensor.len() <= MAX_ELEMENTS).then(|| tensor.clone());
+    }
+    if let Some(tensor) = from_content(graph, v) {
+        return Some(tensor);
     }
     *steps = steps.checked_sub(1)?;
     let node = graph.producing(v)?;

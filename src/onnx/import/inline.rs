@@ -2,7 +2,7 @@
 
 use snlp_passes::ir::ValueId;
 
-use super::context::constant_of;
+use super::context::known_ints;
 use super::ops::correction;
 use super::scope::{Opsets, Scope, domain};
 use super::{Importer, check_opset, function_key};
@@ -37,9 +37,9 @@ impl Importer<'_> {
         }
         if domain(node.domain()).is_empty() && node.op_type() == "If" && scope.depth < MAX_DEPTH {
             let condition = inputs.first().copied().flatten();
-            let known = condition.and_then(|v| constant_of(&self.graph, v)).and_then(|t| t.item());
-            if let Some(known) = known {
-                let branch = if known != 0.0 { "then_branch" } else { "else_branch" };
+            let known = condition.and_then(|v| known_ints(&self.graph, v));
+            if let Some([known]) = known.as_deref() {
+                let branch = if *known != 0 { "then_branch" } else { "else_branch" };
                 let graph = attributes
                     .graph(branch)?
                     .ok_or_else(|| OnnxError::invalid(format!("lacks the attribute '{branch}'")))?;

@@ -287,6 +287,19 @@ fn branches_with_a_constant_condition_are_inlined() {
 }
 
 #[test]
+fn branches_with_a_condition_on_known_sizes_are_inlined() {
+    let branches = vec![branch("then_branch", "Relu", "x"), branch("else_branch", "Neg", "x")];
+    let nodes = vec![
+        node("Shape", "x", "s", vec![]),
+        node("ReduceMax", "s", "m", vec![int("keepdims", 0)]),
+        node("Equal", "m m", "c", vec![]),
+        node("If", "c", "y", branches),
+    ];
+    let m = import(&model(17, nodes, vec![])).unwrap();
+    assert_eq!(operators(&m).last().map(String::as_str), Some("Relu"));
+}
+
+#[test]
 fn other_branches_capture_outer_values() {
     let condition = node("Cast", "x", "c", vec![int("to", DataType::Bool as i64)]);
     let branches = vec![branch("then_branch", "Relu", "h"), branch("else_branch", "Add", "h x")];

@@ -64,4 +64,8 @@ fn one_hot_and_non_zero() {
     assert_eq!(one_hot(3, x("i64[]")), "error: axis 3 is outside rank 3");
     assert_eq!(result(Op::NonZero, &[x("bool[b, t]")]), "i64[2, new1]");
     assert_eq!(result(Op::NonZero, &[x("bool[]")]), "i64[1, new1]");
+    let known = || with("bool[2, 2]", &["1", "0", "1", "1"]);
+    assert_eq!(result(Op::NonZero, &[known()]), "i64[2, 3]");
+    assert_eq!(content(Op::NonZero, &[known()]), "[0, 1, 1, 0, 0, 1]");
+    assert_eq!(result(Op::NonZero, &[with("i64[3]", &["1", "b", "0"])]), "i64[1, new1]");
 }

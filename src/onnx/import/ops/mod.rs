@@ -12,6 +12,7 @@ mod moe;
 mod multi_head;
 mod norm;
 mod reduce;
+mod resize;
 mod shape;
 mod window;
 

@@ -1,4 +1,4 @@
-//! Convolutions, pooling.
+//! Convolutions, pooling, resizing.
 
 use snlp_passes::ir::{Dim, Op, ValueId, Window};
 
@@ -10,6 +10,7 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
         "Conv" => conv,
         "AveragePool" => average_pool,
         "MaxPool" => max_pool,
+        "Resize" => super::resize::resize,
         "GlobalAveragePool" => |c| c.plain(Op::GlobalAveragePool, 1),
         _ => return None,
     })
