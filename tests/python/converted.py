@@ -6,11 +6,19 @@ exact plan (NxF1[k=N]) must also agree with the original's expected outputs. The
 plus 64 KiB larger than the original.
 
     python tests/python/converted.py --snlp target/release/snlp --models ../shared/models [--only ID ...]
+
+With `--table FILE` all models of the folders are gone through instead, each with its meta.json as the truth: layers
+and style as `inspect` finds them, `run` on every case and backend, the exact plan, the widest fused plan that the
+model takes, and what is refused, why. FILE becomes a table in Markdown.
+
+    python tests/python/converted.py --snlp target/release/snlp --models ../shared/models FOLDER --table docs/models.md
 """
 
 import argparse
+import glob
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -34,10 +42,28 @@ def size_of(path):
 
 
 def snlp(args, *words):
-    done = subprocess.run([args.snlp, *words], capture_output=True, text=True)
+    done = subprocess.run([args.snlp, *words], capture_output=True, text=True, timeout=args.timeout)
+    if done.returncode == 3:
+        raise Refused(reason_of(done.stderr))
     if done.returncode:
         raise RuntimeError(f"snlp {' '.join(words)}: exit {done.returncode}: {done.stderr.strip()[-600:]}")
     return done.stdout
+
+
+def reason_of(text):
+    """The cause that an error gives, without what it is about and the remedies."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = next((line for line in lines if line.startswith("because: ")), None)
+    error = next((line for line in lines if line.startswith("error: ")), "no reason given")
+    found = cause.removeprefix("because: ") if cause else error.removeprefix("error: ")
+    if found.startswith(("/", "./")) or ".onnx: " in found:
+        found = found.split(".onnx: ", 1)[-1]
+    found = " ".join(part.strip() for part in found.split("\\n")[:2])
+    return re.sub(r"^segment .*?\): ", "", found)
+
+
+class Refused(Exception):
+    """The program said that it cannot do this: exit code 3."""
 
 
 def ort_run(path, feeds):
@@ -97,16 +123,153 @@ def check(args, model, plan, folder, exact=False, inline=False):
     return max(errors), after / before
 
 
+STYLES = [("pre inside hyper", "hyper-connection"), ("pre", "pre-norm"), ("parallel", "parallel-residual"),
+          ("sandwich", "sandwich-norm"), ("post", "post-norm")]
+COLUMNS = ["model", "layers", "style", "run, GPU", "run, CPU", "exact plan", "fused plan", "refused"]
+
+
+def truth(folder):
+    """Layers, style, cases and tolerance of a model, from its meta.json."""
+    with open(os.path.join(folder, "meta.json")) as f:
+        meta = json.load(f)
+    style = meta.get("kind") or next(kind for prefix, kind in STYLES if meta["norm_style"].startswith(prefix))
+    cases = [(c["inputs"], c["expected"]) for c in meta["cases"]]
+    rough = bool(meta.get("quantised")) or "fp16" in meta["id"] or "int4" in meta["id"] or "int8" in meta["id"]
+    return meta["n_layers"], style, cases, 2e-2 if rough else 1e-4
+
+
+class Row:
+    """One model's line of the table."""
+
+    def __init__(self, args, folder):
+        self.args, self.folder = args, folder
+        self.source = os.path.join(folder, "model.onnx")
+        self.layers, self.style, self.cases, self.tolerance = truth(folder)
+        self.refused, self.failed = [], []
+        self.cells = [os.path.basename(folder)]
+
+    def fill(self):
+        self.structure()
+        for backend in ("gpu", "cpu"):
+            self.cells.append(self.attempt(f"run on {backend}", lambda b=backend: self.run(self.source, b)))
+        n = self.layers
+        self.cells.append(self.first_plan([f"{n}xF1[k={n}]", f"{n - 1}xF1[k={n - 1}]"], exact=True))
+        self.cells.append(self.first_plan(["2xF2", f"1xF{n // 2}", "1xF2"], exact=False))
+        self.cells.append("; ".join(self.refused))
+        return self
+
+    def attempt(self, what, job):
+        """What a check gives: the largest difference, or a mark beside which its reason stands."""
+        try:
+            error = job()
+        except Refused as e:
+            self.refused.append(f"{what}: {e}")
+            return "refused"
+        except Exception as e:
+            self.failed.append(f"{what}: {e}")
+            return "**fails**"
+        if error > self.tolerance:
+            self.failed.append(f"{what}: differs by {error:.1e} of the scale")
+            return f"**{error:.0e}**"
+        return f"{error:.0e}"
+
+    def structure(self):
+        chain = None
+        try:
+            found = json.loads(snlp(self.args, "inspect", self.source, "--json"))
+            chain = found.get("chain")
+            if not chain:
+                self.refused.append("chain: " + found["stopped"]["reason"])
+        except Exception as e:
+            self.failed.append(f"inspect: {e}")
+        layers, style = (chain["layers"], chain["kind"]) if chain else (0, "none")
+        for found, true in [(layers, self.layers), (style, self.style)]:
+            same = found == true
+            self.cells.append(f"{found}" if same else f"**{found}** of {true}")
+            if chain and not same:
+                self.failed.append(f"inspect: {found} instead of {true}")
+
+    def pairs(self, model, backend, expected=None):
+        """Per case: our outputs, and the expected ones or ONNX Runtime's on the same file."""
+        for inputs, outputs in self.cases[:1 if self.args.quick else None]:
+            inputs, outputs = (os.path.join(self.folder, f) for f in (inputs, outputs))
+            want = dict(np.load(outputs)) if expected is None else expected(dict(np.load(inputs)))
+            with tempfile.TemporaryDirectory() as folder:
+                results = os.path.join(folder, "outputs.npz")
+                snlp(self.args, "run", model, "--inputs", inputs, "--outputs", results, "--backend", backend)
+                yield dict(np.load(results)), want, inputs
+
+    def run(self, model, backend):
+        return max(worst(got, want) for got, want, _ in self.pairs(model, backend))
+
+    def first_plan(self, plans, exact):
+        """The first plan that the model takes; the reasons why it does not take those before."""
+        for plan in dict.fromkeys(plans):
+            before = len(self.refused)
+            cell = self.attempt(f"`{plan}`", lambda: self.convert(plan, exact))
+            if cell != "refused" or any("chain" in r for r in self.refused[:before]):
+                return f"`{plan}` {cell}"
+        return "refused"
+
+    def convert(self, plan, exact):
+        """Converted file on our GPU backend against the answers that the plan must give."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = os.path.join(folder, "converted.onnx")
+            data = ["--external-data"] if os.path.exists(self.source + ".data") else []
+            snlp(self.args, "convert", self.source, "-o", out, "--plan", plan, *data)
+            runtime = None if exact else (lambda feeds: ort_run(out, feeds))
+            errors = []
+            for got, want, inputs in self.pairs(out, self.args.backend, runtime):
+                errors.append(worst(got, want))
+                if exact:
+                    errors.append(worst(ort_run(out, dict(np.load(inputs))), want))
+            return max(errors)
+
+
+def write_table(args):
+    folders = [f for root in args.models for f in sorted(glob.glob(os.path.join(root, "*"))) if args.only is None or os.path.basename(f) in args.only]
+    rows = []
+    for folder in folders:
+        if os.path.exists(os.path.join(folder, "meta.json")):
+            rows.append(Row(args, folder).fill())
+            print(" | ".join(rows[-1].cells), *(f"\n    FAIL {f}" for f in rows[-1].failed), flush=True)
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells) + " |" for row in rows]
+    failures = [f"- {row.cells[0]}: {f}" for row in rows for f in row.failed]
+    with open(args.table, "w") as f:
+        f.write(TABLE_HEAD + "\n".join(lines) + "\n")
+        if failures:
+            f.write("\n## What fails\n\n" + "\n".join(failures) + "\n")
+    print(f"{len(rows)} models, {len(failures)} failures")
+    sys.exit(1 if failures or not rows else 0)
+
+
+TABLE_HEAD = """# Models
+
+Written by `tests/python/converted.py --table`. Numbers are the largest differences of all cases, over the scale of the
+output: of `run` from the expected outputs; of the *exact plan* (as many iterations as units; converted file, ours on
+the GPU backend and ONNX Runtime) from the expected outputs; of the *fused plan* (converted file) between ours and ONNX
+Runtime. What is refused is refused with the reason that stands in the last column.
+
+"""
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--snlp", required=True)
-    parser.add_argument("--models", required=True)
+    parser.add_argument("--models", required=True, nargs="+", help="folders; the first one without --table")
     parser.add_argument("--backend", default="gpu")
     parser.add_argument("--plans", type=int, default=0, help="so many of the plans only")
-    parser.add_argument("--only", nargs="*", default=MODELS)
+    parser.add_argument("--only", nargs="*")
+    parser.add_argument("--table", help="write a table of all models with a meta.json")
+    parser.add_argument("--quick", action="store_true", help="the first case of each model only, in the table")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds that one call may take")
     args = parser.parse_args()
+    if args.table:
+        write_table(args)
     failures = passed = 0
-    for model in args.only:
+    args.models = args.models[0]
+    for model in args.only or MODELS:
         source = os.path.join(args.models, model, "model.onnx")
         layers = json.loads(snlp(args, "inspect", source, "--json"))["chain"]["layers"]
         meta = os.path.join(args.models, model, "meta.json")
