@@ -24,9 +24,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 use prost::Message;
-use snlp_passes::ir::{Def, Graph, Symbol, Type, ValueId};
+use snlp_passes::ir::{Def, Dim, Graph, Symbol, Type, ValueId};
 
-use self::context::{Decline, NodeContext};
+use self::context::{Decline, NodeContext, constant_of};
 use self::scope::{Opsets, Scope, captured, domain, order, place};
 use super::attributes::Attributes;
 use super::dims::{Symbols, declared_type, input_type};
@@ -250,12 +250,13 @@ impl<'m> Importer<'m> {
             OnnxError::invalid(format!("the model imports no version of its operator set '{domain}'"))
         })?;
         if let Some(build) = ops::lookup(domain, node.op_type()) {
+            let inputs = self.sharpened(domain, node.op_type(), inputs.clone());
             let mut context = NodeContext {
                 graph: &mut self.graph,
                 node,
                 attributes,
                 opset,
-                inputs: inputs.clone(),
+                inputs,
                 name: format!("{}{}", scope.prefix, node.name()),
                 files: &self.files,
                 sizes: &self.sizes,
@@ -268,6 +269,31 @@ impl<'m> Importer<'m> {
             }
         }
         self.opaque(node, inputs, attributes, scope)
+    }
+
+    /// The operands of an operator whose results' sizes they decide, with constants in the place of those that
+    /// depend on nothing else: inference follows integers, but not the floats that some sizes come from.
+    fn sharpened(
+        &mut self,
+        domain: &str,
+        op_type: &str,
+        mut inputs: Vec<Option<ValueId>>,
+    ) -> Vec<Option<ValueId>> {
+        let first = match (domain, op_type) {
+            ("", "Range" | "ConstantOfShape") => 0,
+            ("", "Reshape" | "Expand" | "Tile" | "Slice" | "Pad" | "Resize") => 1,
+            _ => return inputs,
+        };
+        for input in inputs.iter_mut().skip(first).flatten() {
+            let known = |d: &[Dim]| d.iter().all(|d| d.known().is_some());
+            if self.graph.tensor(*input).is_none()
+                && !self.graph.content(*input).is_some_and(known)
+                && let Some(tensor) = constant_of(&self.graph, *input)
+            {
+                *input = self.graph.constant(tensor);
+            }
+        }
+        inputs
     }
 
     /// Names the results of a node, and gives those of unknown type the one that the model declares.
