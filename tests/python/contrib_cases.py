@@ -65,8 +65,9 @@ class Case:
             np.savez(target / f"{name}.npz", **{str(i): a for i, a in enumerate(side)})
 
 
-def grouped(folder, name, lengths, new, past, *, packed=False, rotary=0, heads=4, kv_heads=2, size=16, cache=None, **extra):
-    """GroupQueryAttention behind the mask arithmetic of the generative-AI model builder. `past` is the length of the caches."""
+def grouped(folder, name, lengths, new, past, *, packed=False, rotary=0, heads=4, kv_heads=2, size=16, specified=True, **extra):
+    """GroupQueryAttention behind the mask arithmetic of the generative-AI model builder. `past` is the length of the caches. Where not all
+    rows of the caches are specified the output alone is compared."""
     case = Case(f"grouped_{name}")
     batch, total = len(lengths), extra.pop("total", max(lengths))
     valid = np.zeros((batch, total), np.int64)
@@ -106,7 +107,7 @@ def grouped(folder, name, lengths, new, past, *, packed=False, rotary=0, heads=4
     rows = np.arange(new)[None, :, None] < np.array([min(new, n) for n in lengths])[:, None, None]
     case.input("rows", rows.astype(np.float32), ["batch", "sequence", 1])
     case.node("Mul", ["attended", "rows"], ["output"])
-    case.write(folder, ["output"] + results[1:])
+    case.write(folder, ["output"] + (results[1:] if specified else []))
 
 
 def all_grouped(folder):
@@ -135,6 +136,14 @@ def all_grouped(folder):
     grouped(folder, "positions_prompt", [4], 4, 0, rotary=16, positions=True)
     grouped(folder, "positions_decode", [6, 4], 1, 5, rotary=16, positions=True)
     grouped(folder, "positions_chunk", [8], 3, 5, rotary=16, positions=True)
+    sliding = dict(rotary=16, local_window_size=4, sliding_window_cache=1)
+    grouped(folder, "sliding_prompt", [3], 3, 6, specified=False, **sliding)
+    grouped(folder, "sliding_long_prompt", [9, 9], 9, 6, **sliding)
+    grouped(folder, "sliding_tight_prompt", [9], 9, 4, **sliding)
+    grouped(folder, "sliding_decode_ragged", [6, 11, 2, 8, 7], 1, 6, packed=True, specified=False, **sliding)
+    grouped(folder, "sliding_decode_tight", [6, 11], 1, 4, **sliding)
+    grouped(folder, "sliding_chunk", [11], 3, 6, sinks=True, specified=False, **sliding)
+    grouped(folder, "sliding_chunk_tight", [11], 3, 4, **sliding)
     grouped(folder, "one_key_head", [6, 6], 1, 5, kv_heads=1, packed=True)
     grouped(folder, "bidirectional", [5, 5], 5, 0, causal=0)
 

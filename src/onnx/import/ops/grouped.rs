@@ -13,6 +13,7 @@
 use snlp_passes::ir::{Attention, Binary, DType, Dim, Op, ScatterReduction, ValueId};
 
 use super::attention::{merge_heads, rotate, split_heads};
+use super::sliding::Sliding;
 use super::{Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
 
@@ -20,10 +21,7 @@ use crate::onnx::error::OnnxError;
 const UNSUPPORTED_INPUTS: [usize; 3] = [12, 13, 16];
 
 pub(super) fn group_query_attention(c: &mut NodeContext<'_>) -> Built {
-    if c.wants(3)
-        || UNSUPPORTED_INPUTS.iter().any(|i| c.optional(*i).is_some())
-        || c.flag("sliding_window_cache", false)?
-    {
+    if c.wants(3) || UNSUPPORTED_INPUTS.iter().any(|i| c.optional(*i).is_some()) {
         return Err(Decline::Opaque);
     }
     let [mut q, mut k, v] = projections(c)?;
@@ -49,7 +47,8 @@ pub(super) fn group_query_attention(c: &mut NodeContext<'_>) -> Built {
         k = rotate(c, k, tables, interleaved, part)?;
     }
     let (past_keys, past_values) = (c.optional(3), c.optional(4));
-    let (keys, values) = (steps.cached(c, past_keys, k)?, steps.cached(c, past_values, v)?);
+    let (keys, present_keys) = steps.cached(c, past_keys, k)?;
+    let (values, present_values) = steps.cached(c, past_values, v)?;
     let mask = steps.mask(c, q)?;
     let width = c.shape(q)?.last().and_then(Dim::known).ok_or(Decline::Opaque)?;
     let scale = match c.float("scale", 0.0)? {
@@ -61,7 +60,7 @@ pub(super) fn group_query_attention(c: &mut NodeContext<'_>) -> Built {
     let op = Attention { scale, causal: steps.causal, window: None, softcap, safe: true };
     let sinks = sinks(c, q)?;
     let y = c.add_optional(Op::Attention(op), vec![Some(q), Some(keys), Some(values), Some(mask), sinks])?;
-    Ok(vec![merge_heads(c, y)?, keys, values])
+    Ok(vec![merge_heads(c, y)?, present_keys, present_values])
 }
 
 /// Scores of a key without value, per head `[H, 1, 1]`: those given, or zero.
@@ -116,6 +115,10 @@ struct Steps {
     /// Positions of the new tokens, int64 `[B, S]`.
     at: ValueId,
     causal: bool,
+    /// Keys of a query, its own included; positive.
+    window: Option<i64>,
+    /// The layout of a cache that holds the window's keys alone.
+    sliding: Option<Sliding>,
 }
 
 impl Steps {
@@ -155,7 +158,13 @@ impl Steps {
         let rows = c.unsqueeze(before, &[1])?;
         let columns = c.positions(&new)?;
         let at = c.binary(Binary::Add, rows, columns)?;
-        Ok(Steps { new, length, total, after, before, at, causal })
+        let window = Some(c.int("local_window_size", -1)?).filter(|w| *w > 0);
+        let sliding = match (c.flag("sliding_window_cache", false)?, c.optional(3), window) {
+            (false, ..) => None,
+            (true, Some(past), Some(window)) => Some(Sliding::of(c, past, window, [before, after, at])?),
+            _ => return Err(OnnxError::invalid("has a cache of a window, but no window or no cache").into()),
+        };
+        Ok(Steps { new, length, total, after, before, at, causal, window, sliding })
     }
 
     /// Positions to rotate by: those given, of which a prompt's first counts alone, or those in the cache.
@@ -171,20 +180,24 @@ impl Steps {
         c.add(Op::Where, &[prompt, counted, given])
     }
 
-    /// The cache with the new tokens' `[B, H, S, d]` written behind each row's own.
+    /// The cache with the new tokens' `[B, H, S, d]` written behind each row's own: as attention reads it, and as
+    /// it is kept.
     fn cached(
         &self,
         c: &mut NodeContext<'_>,
         past: Option<ValueId>,
         new: ValueId,
-    ) -> Result<ValueId, Decline> {
-        let Some(past) = past else { return Ok(new) };
+    ) -> Result<(ValueId, ValueId), Decline> {
+        let Some(past) = past else { return Ok((new, new)) };
         let (past_type, new_type) = (c.ty(past)?, c.ty(new)?);
         if past_type.dtype != new_type.dtype {
             return Err(Decline::Opaque);
         }
         let known = |axis: usize| new_type.shape.get(axis).and_then(Dim::known);
         let past = c.sized(past, &[None, known(1), None, known(3)])?;
+        if let Some(sliding) = &self.sliding {
+            return sliding.cached(c, past, new);
+        }
         let room = c.padded(past, 2, &self.length, 0.0)?;
         let keys = c.positions(&self.length)?;
         let keys = c.unsqueeze(keys, &[1])?;
@@ -194,17 +207,21 @@ impl Steps {
         let held = c.add(Op::Where, &[held, room, zero])?;
         let at = c.unsqueeze(self.at, &[1, 3])?;
         let at = c.expand(at, &new_type.shape)?;
-        c.add(Op::ScatterElements { axis: 2, reduction: ScatterReduction::None }, &[held, at, new])
+        let scatter = Op::ScatterElements { axis: 2, reduction: ScatterReduction::None };
+        let kept = c.add(scatter, &[held, at, new])?;
+        Ok((kept, kept))
     }
 
     /// What each query sees, `[B, 1, S, length]`, with the bias where there is one.
     fn mask(&self, c: &mut NodeContext<'_>, q: ValueId) -> Result<ValueId, Decline> {
-        let keys = c.positions(&self.length)?;
+        let keys = match &self.sliding {
+            Some(sliding) => c.unsqueeze(sliding.keys, &[1, 2])?,
+            None => c.positions(&self.length)?,
+        };
         let mut visible = if self.causal {
             let queries = c.unsqueeze(self.at, &[1, 3])?;
             let mut visible = c.binary(Binary::LessOrEqual, keys, queries)?;
-            let window = c.int("local_window_size", -1)?;
-            if window > 0 {
+            if let Some(window) = self.window {
                 let window = c.graph.scalar(window);
                 let first = c.binary(Binary::Sub, queries, window)?;
                 let near = c.binary(Binary::Greater, keys, first)?;
@@ -217,7 +234,7 @@ impl Steps {
         };
         if let Some(bias) = c.optional(10) {
             let dtype: DType = c.dtype(q)?;
-            if c.rank(bias)? != 4 {
+            if c.rank(bias)? != 4 || self.sliding.is_some() {
                 return Err(Decline::Opaque);
             }
             let bias = c.padded(bias, 3, &self.length, 0.0)?;

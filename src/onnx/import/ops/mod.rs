@@ -14,6 +14,7 @@ mod norm;
 mod reduce;
 mod resize;
 mod shape;
+mod sliding;
 mod window;
 
 use snlp_passes::ir::{Correction, Op};
