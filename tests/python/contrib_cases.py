@@ -15,7 +15,7 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 RANDOM = np.random.default_rng(7)
-TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bool": TensorProto.BOOL, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
 OPSET = 17
 
 
@@ -38,7 +38,7 @@ class Case:
         return name
 
     def constant(self, name, array):
-        self.constants.append(onnx.numpy_helper.from_array(array, name))
+        self.constants.append(onnx.numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def node(self, op, inputs, outputs, domain="", **attributes):
@@ -65,9 +65,8 @@ class Case:
             np.savez(target / f"{name}.npz", **{str(i): a for i, a in enumerate(side)})
 
 
-def grouped(folder, name, lengths, new, past, *, packed=False, rotary=0, heads=4, kv_heads=2, size=16, specified=True, **extra):
-    """GroupQueryAttention behind the mask arithmetic of the generative-AI model builder. `past` is the length of the caches. Where not all
-    rows of the caches are specified the output alone is compared."""
+def grouped(folder, name, lengths, new, past, *, packed=False, rotary=0, heads=4, kv_heads=2, size=16, **extra):
+    """GroupQueryAttention behind the mask arithmetic of the generative-AI model builder. `past` is the length of the caches."""
     case = Case(f"grouped_{name}")
     batch, total = len(lengths), extra.pop("total", max(lengths))
     valid = np.zeros((batch, total), np.int64)
@@ -103,11 +102,20 @@ def grouped(folder, name, lengths, new, past, *, packed=False, rotary=0, heads=4
         more[2] = case.constant("sinks", floats(heads))
     results = ["attended"] + (["present_key", "present_value"] if past is not None else [])
     case.node("GroupQueryAttention", [*qkv, *caches, "seqlens_k", "total", *tables, *more], results, "com.microsoft", **attributes, **extra)
-    # What stands in padded rows is not specified.
+    # What stands in padded rows, and in caches behind their keys, is not specified.
     rows = np.arange(new)[None, :, None] < np.array([min(new, n) for n in lengths])[:, None, None]
     case.input("rows", rows.astype(np.float32), ["batch", "sequence", 1])
     case.node("Mul", ["attended", "rows"], ["output"])
-    case.write(folder, ["output"] + (results[1:] if specified else []))
+    if past is not None:
+        capacity = past if extra.get("sliding_window_cache") else max(past, total)
+        slack = capacity - extra.get("local_window_size", 0) + 1
+        evicted = [-(-max(n - capacity, 0) // slack) * slack for n in lengths] if capacity == past else [0] * batch
+        held = np.arange(capacity)[None, None, :, None] < (np.array(lengths) - evicted)[:, None, None, None]
+        case.input("held", held)
+        case.constant("zero", np.float32(0))
+        for name in results[1:]:
+            case.node("Where", ["held", name, "zero"], [f"{name}_held"])
+    case.write(folder, ["output"] + [f"{name}_held" for name in results[1:]])
 
 
 def all_grouped(folder):
@@ -137,12 +145,12 @@ def all_grouped(folder):
     grouped(folder, "positions_decode", [6, 4], 1, 5, rotary=16, positions=True)
     grouped(folder, "positions_chunk", [8], 3, 5, rotary=16, positions=True)
     sliding = dict(rotary=16, local_window_size=4, sliding_window_cache=1)
-    grouped(folder, "sliding_prompt", [3], 3, 6, specified=False, **sliding)
+    grouped(folder, "sliding_prompt", [3], 3, 6, **sliding)
     grouped(folder, "sliding_long_prompt", [9, 9], 9, 6, **sliding)
     grouped(folder, "sliding_tight_prompt", [9], 9, 4, **sliding)
-    grouped(folder, "sliding_decode_ragged", [6, 11, 2, 8, 7], 1, 6, packed=True, specified=False, **sliding)
+    grouped(folder, "sliding_decode_ragged", [6, 11, 2, 8, 7], 1, 6, packed=True, **sliding)
     grouped(folder, "sliding_decode_tight", [6, 11], 1, 4, **sliding)
-    grouped(folder, "sliding_chunk", [11], 3, 6, sinks=True, specified=False, **sliding)
+    grouped(folder, "sliding_chunk", [11], 3, 6, sinks=True, **sliding)
     grouped(folder, "sliding_chunk_tight", [11], 3, 4, **sliding)
     grouped(folder, "one_key_head", [6, 6], 1, 5, kv_heads=1, packed=True)
     grouped(folder, "bidirectional", [5, 5], 5, 0, causal=0)

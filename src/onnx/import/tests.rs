@@ -301,15 +301,9 @@ fn branches_with_a_condition_on_known_sizes_are_inlined() {
 
 #[test]
 fn sizes_that_come_from_constant_floats_are_known() {
-    let nodes = vec![
-        node("Sqrt", "n", "root", vec![]),
-        node("Range", "zero root one", "y", vec![]),
-    ];
-    let constants = vec![
-        ("n", Tensor::scalar(9f32)),
-        ("zero", Tensor::scalar(0f32)),
-        ("one", Tensor::scalar(1f32)),
-    ];
+    let nodes = vec![node("Sqrt", "n", "root", vec![]), node("Range", "zero root one", "y", vec![])];
+    let constants =
+        vec![("n", Tensor::scalar(9f32)), ("zero", Tensor::scalar(0f32)), ("one", Tensor::scalar(1f32))];
     let m = import(&model(17, nodes, constants)).unwrap();
     assert_eq!(m.graph.shape(m.graph.outputs[0].value).unwrap(), [Dim::from(3usize)]);
 }

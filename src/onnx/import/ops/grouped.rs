@@ -6,8 +6,8 @@
 //!                            └▶ Attention(j ≤ P + i)
 //! ```
 //!
-//! Rows of one batch may have pasts of different length. What the cache holds from position `P + S` on is
-//! zero, as ONNX Runtime's CPU provider leaves it. The cache is as long as the longest row
+//! Rows of one batch may have pasts of different length. What the cache holds from position `P + S` on is not
+//! specified; here it is zero. The cache is as long as the longest row
 //! (`total_sequence_length`) or, where it came longer, as it came.
 
 use snlp_passes::ir::{Attention, Binary, DType, Dim, Op, ScatterReduction, ValueId};
