@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use snlp_passes::analysis::{Cache, Chain, Transfer};
+use snlp_passes::analysis::{Cache, Chain, OtherStack, Transfer, other_stacks};
 use snlp_passes::ir::{Dim, Graph, Op, ValueId, validate};
 use snlp_passes::rewrite::bind;
 use snlp_runtime::kernels::Limits;
@@ -35,12 +35,28 @@ pub struct ChainSummary {
     /// Keys and values that layers keep between calls.
     #[serde(default)]
     pub caches: Vec<CacheSummary>,
+    /// Stacks of layers that plans do not reach.
+    #[serde(default)]
+    pub others: Vec<OtherSummary>,
     /// Nodes before the chain.
     pub prefix_nodes: usize,
     /// Nodes behind it.
     pub suffix_nodes: usize,
     /// Each layer.
     pub layers_detail: Vec<LayerSummary>,
+}
+
+/// A stack of layers beside the chain.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct OtherSummary {
+    /// Number of layers.
+    pub layers: usize,
+    /// Feature size of its state.
+    pub hidden: Value,
+    /// Style of its layers.
+    pub kind: String,
+    /// What makes its last state.
+    pub at: String,
 }
 
 /// A class of layers.
@@ -148,6 +164,7 @@ impl ChainSummary {
                 .map(|s| SideSummary { name: s.name.clone(), layers: s.layers.clone() })
                 .collect(),
             caches: chain.caches.iter().map(|c| CacheSummary::of(graph, c)).collect(),
+            others: other_stacks(graph, chain).iter().map(OtherSummary::of).collect(),
             prefix_nodes: chain.prefix_nodes,
             suffix_nodes: chain.suffix_nodes,
             layers_detail: chain
@@ -163,6 +180,17 @@ impl ChainSummary {
                     transfer: transfer_text(&layer.transfer(graph)),
                 })
                 .collect(),
+        }
+    }
+}
+
+impl OtherSummary {
+    fn of(stack: &OtherStack) -> Self {
+        OtherSummary {
+            layers: stack.layers,
+            hidden: dim_json(&stack.hidden),
+            kind: stack.kind.to_string(),
+            at: stack.at.clone(),
         }
     }
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 use snlp::compare::{Tolerance, compare};
 use snlp::npz::read_npz;
 use snlp::source::{Source, parse_plan};
+use snlp_passes::analysis::{Kind, other_stacks};
 use snlp_passes::eval::eval_graph;
 use snlp_passes::ir::{Graph, Tensor};
 use snlp_runtime::schedule::Options;
@@ -112,6 +113,17 @@ fn layers_and_styles_are_what_the_makers_say() {
         let chain = source.chain().unwrap_or_else(|e| panic!("{name}: {e:?}"));
         assert_eq!(Some(chain.layers.len() as u64), meta["n_layers"].as_u64(), "{name}");
         assert_eq!(Some(chain.kind.to_string().as_str()), meta["kind"].as_str(), "{name}");
+    }
+}
+
+#[test]
+fn the_encoder_beside_a_decoder_is_told() {
+    for (name, encoder) in [("t5_tiny-ts17", Some((2, Kind::PreNorm))), ("opt-dyn18", None)] {
+        let folder = zoo().into_iter().find(|f| name_of(f) == name).unwrap();
+        let source = source(&folder);
+        let others = other_stacks(&source.graph, source.chain().unwrap());
+        let found: Vec<_> = others.iter().map(|o| (o.layers, o.kind)).collect();
+        assert_eq!(found, Vec::from_iter(encoder), "{name}");
     }
 }
 

@@ -5,6 +5,7 @@
 //!   stream   joins and maps, linked skip to skip: h0 → … → hN        (one walk, longest stream)
 //!   chain    the stream cut into layers at attention; side inputs, taps, kind
 //!   cache    inputs that one layer reads and hands out again, grown
+//!   others   stacks of layers beside the chain, as an encoder before its decoder
 //!   lockstep two layers compared node by node: the same class, or a reason why not
 //! ```
 //!
@@ -14,6 +15,7 @@ mod cache;
 mod chain;
 mod kind;
 mod lockstep;
+mod others;
 mod region;
 mod stream;
 mod transfer;
@@ -21,6 +23,7 @@ mod transfer;
 pub use cache::Cache;
 pub use chain::{Chain, Class, Kind, Layer, SideInput, Stopped, Tap, find_chain};
 pub use lockstep::{Mismatch, same_class};
+pub use others::{OtherStack, other_stacks};
 pub use region::{Reach, descendants, state_dependent};
 pub use stream::{Event, Stream, find_stream};
 pub use transfer::Transfer;

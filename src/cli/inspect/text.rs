@@ -2,7 +2,7 @@
 
 use snlp::passes::plan::{Parallel, Segment};
 use snlp::summary::{
-    CacheSummary, ChainSummary, ClassSummary, FIGURES_LENGTH, Figures, SideSummary, TapSummary,
+    CacheSummary, ChainSummary, ClassSummary, FIGURES_LENGTH, Figures, OtherSummary, SideSummary, TapSummary,
 };
 use snlp::text::{escaped, name, sentence};
 
@@ -192,6 +192,12 @@ fn chain_text(chain: &ChainSummary) -> String {
         [place, format!("read by {}", name_list(tap.readers.iter().map(String::as_str)))]
     };
     listed(&mut table, "taps", chain.taps.iter().map(tap).collect());
+    let other = |other: &OtherSummary| {
+        let width = other.hidden.as_str().map_or_else(|| other.hidden.to_string(), name);
+        let what = format!("{} of width {width}, {}", count(other.layers, "layer"), name(&other.kind));
+        [what, format!("up to {}", name(&other.at))]
+    };
+    listed(&mut table, "not taken", chain.others.iter().map(other).collect());
     let around =
         format!("{} before the chain, {} behind it", count(chain.prefix_nodes, "node"), chain.suffix_nodes);
     out += &table.render(2);
