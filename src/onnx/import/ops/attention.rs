@@ -16,6 +16,9 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
     })
 }
 
+/// More heads than any model has.
+pub(super) const MAX_HEADS: i64 = 1 << 20;
+
 /// `[B, T, H·d]` as `[B, H, T, d]`.
 pub(super) fn split_heads(c: &mut NodeContext<'_>, x: ValueId, heads: i64) -> Result<ValueId, Decline> {
     let shape = c.shape(x)?;
@@ -119,7 +122,7 @@ impl Frame {
         }
         // The IR counts from the last key.
         let aligned = self.first.as_ref().is_some_and(|f| *f == self.keys.clone() - self.queries.clone());
-        let window = left.and_then(|w| u32::try_from(w + 1).ok());
+        let window = left.and_then(|w| u32::try_from(w).ok()?.checked_add(1));
         if aligned && right.is_none_or(|r| r == 0) && window.is_some() == left.is_some() {
             op.causal = right.is_some();
             op.window = window;

@@ -103,13 +103,14 @@ fn rotary(c: &mut NodeContext<'_>) -> Built {
     }
     let (x, at, cos, sin) = (c.input(0)?, c.input(1)?, c.input(2)?, c.input(3)?);
     let half = c.shape(cos)?.last().and_then(Dim::known).ok_or(Decline::Opaque)?;
+    let part = half.checked_mul(2).ok_or(Decline::Opaque)?;
     let shape = c.shape(x)?;
     let (length, heads) = match &shape[..] {
         [_, length, width] => {
             let width = width.known().ok_or(Decline::Opaque)?;
             // Without the number of heads the table spans a head.
             let heads = Some(c.int("num_heads", 0)?).filter(|n| *n > 0);
-            (length, heads.unwrap_or(width / (2 * half).max(1)))
+            (length, heads.unwrap_or(width / part.max(1)))
         }
         [_, _, length, _] => (length, 0),
         _ => return Err(OnnxError::invalid(format!("rotates {shape:?}, not three or four axes")).into()),
@@ -122,7 +123,7 @@ fn rotary(c: &mut NodeContext<'_>) -> Built {
     }
     let tables = (c.add(Op::Gather { axis: 0 }, &[cos, at])?, c.add(Op::Gather { axis: 0 }, &[sin, at])?);
     let interleaved = c.flag("interleaved", false)?;
-    Ok(vec![rotated(c, x, heads, tables, interleaved, 2 * half)?])
+    Ok(vec![rotated(c, x, heads, tables, interleaved, part)?])
 }
 
 /// `alpha · op(a) · op(b)`, with batches.

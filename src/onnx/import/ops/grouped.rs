@@ -12,7 +12,7 @@
 
 use snlp_passes::ir::{Attention, Binary, DType, Dim, Op, ScatterReduction, ValueId};
 
-use super::attention::{merge_heads, rotate, split_heads};
+use super::attention::{MAX_HEADS, merge_heads, rotate, split_heads};
 use super::sliding::Sliding;
 use super::{Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
@@ -37,10 +37,8 @@ pub(super) fn group_query_attention(c: &mut NodeContext<'_>) -> Built {
     if c.flag("do_rotary", false)? {
         let at = steps.rotary_positions(c)?;
         let (cos, sin) = (c.input(7)?, c.input(8)?);
-        let part = match c.shape(cos)?.last().and_then(Dim::known) {
-            Some(half) => 2 * half,
-            None => return Err(Decline::Opaque),
-        };
+        let half = c.shape(cos)?.last().and_then(Dim::known);
+        let part = half.and_then(|half| half.checked_mul(2)).ok_or(Decline::Opaque)?;
         let tables = (c.add(Op::Gather { axis: 0 }, &[cos, at])?, c.add(Op::Gather { axis: 0 }, &[sin, at])?);
         let interleaved = c.flag("rotary_interleaved", false)?;
         q = rotate(c, q, tables, interleaved, part)?;
@@ -78,7 +76,7 @@ fn sinks(c: &mut NodeContext<'_>, q: ValueId) -> Result<Option<ValueId>, Decline
 /// Queries, keys and values `[B, heads, S, d]`, which may come side by side.
 fn projections(c: &mut NodeContext<'_>) -> Result<[ValueId; 3], Decline> {
     let (heads, kv_heads) = (c.int("num_heads", 0)?, c.int("kv_num_heads", 0)?);
-    if heads <= 0 || kv_heads <= 0 || heads % kv_heads != 0 {
+    if !(1..=MAX_HEADS).contains(&heads) || kv_heads <= 0 || heads % kv_heads != 0 {
         let what = format!("has {heads} heads for queries and {kv_heads} for keys");
         return Err(OnnxError::invalid(what).into());
     }

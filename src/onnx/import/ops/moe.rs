@@ -13,6 +13,9 @@ use snlp_passes::ir::{Binary, DType, Dim, Op, Reduce, Tensor, Unary, ValueId};
 use super::{Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
 
+/// More experts than any model has; each is compared with each.
+const MAX_EXPERTS: usize = 4096;
+
 /// `x [.., D], router [N, E], w1 [E, F, D], b1?, w2 [E, D, I], b2?, w3 [E, I, D]?, b3?` → `[.., D]`.
 pub(super) fn moe(c: &mut NodeContext<'_>) -> Built {
     if c.flag("use_sparse_mixer", false)? || c.flag("swiglu_limit_after_activation", false)? {
@@ -114,7 +117,7 @@ fn swiglu(c: &mut NodeContext<'_>, first: ValueId, third: Option<ValueId>) -> Re
 fn gates(c: &mut NodeContext<'_>, router: ValueId) -> Result<ValueId, Decline> {
     let ty = c.ty(router)?;
     let experts = match &ty.shape[..] {
-        [_, experts] => experts.known_size().ok_or(Decline::Opaque)?,
+        [_, experts] => experts.known_size().filter(|n| *n <= MAX_EXPERTS).ok_or(Decline::Opaque)?,
         other => return Err(OnnxError::invalid(format!("routes by {other:?}, not [tokens, experts]")).into()),
     };
     let k = c.int("k", 1)?;

@@ -5,7 +5,7 @@
 
 use snlp_passes::ir::{Attention, Binary, DType, Dim, Op, Type, ValueId};
 
-use super::attention::{merge_heads, split_heads};
+use super::attention::{MAX_HEADS, merge_heads, split_heads};
 use super::{Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
 
@@ -17,6 +17,9 @@ pub(super) fn multi_head_attention(c: &mut NodeContext<'_>) -> Built {
         return Err(Decline::Opaque);
     }
     let heads = c.int("num_heads", 0)?;
+    if !(1..=MAX_HEADS).contains(&heads) {
+        return Err(OnnxError::invalid(format!("has {heads} heads")).into());
+    }
     let [q, k, v] = given_heads(c, heads)?;
     let [padding, bias, past_keys, past_values] = [4, 5, 6, 7].map(|i| c.optional(i));
     let (keys, values) = (appended(c, past_keys, k)?, appended(c, past_values, v)?);
@@ -52,11 +55,12 @@ fn given_heads(c: &mut NodeContext<'_>, heads: i64) -> Result<[ValueId; 3], Decl
     let mut from = 0;
     for x in out.iter_mut().take(biased) {
         let size = c.shape(*x)?.last().and_then(Dim::known).ok_or(Decline::Opaque)?;
-        let own = c.slice(bias, 0, from, from + heads * size)?;
+        let width = heads.checked_mul(size).ok_or(Decline::Opaque)?;
+        let own = c.slice(bias, 0, from, from.saturating_add(width))?;
         let shape = c.graph.ints(&[heads, 1, size]);
         let own = c.add(Op::Reshape { allow_zero: false }, &[own, shape])?;
         *x = c.binary(Binary::Add, *x, own)?;
-        from += heads * size;
+        from = from.checked_add(width).ok_or(Decline::Opaque)?;
     }
     Ok(out)
 }
