@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use snlp_passes::ir::{Bindings, DType, Def, Graph, Tensor, validate};
-use snlp_passes::rewrite::{Dialect, bind, bindings_from, lower};
+use snlp_passes::rewrite::{Dialect, Split, SplitError, bind, bindings_from, lower, split};
 
 use crate::device::{Gpu, lock};
 use crate::error::RuntimeError;
@@ -18,14 +18,31 @@ use crate::schedule::{
 /// Prepared plans that a session keeps; the one that was not used for longest goes first.
 const KEPT: usize = 8;
 
-/// A graph on a device. Plans are made once per set of sizes and replayed.
+/// What runs for one set of sizes.
+enum Stage {
+    /// All of it.
+    Whole(Prepared),
+    /// A part whose results decide the sizes in what follows.
+    Split(Box<Staged>),
+}
+
+/// A part of a graph, and what follows it for the values met.
+struct Staged {
+    split: Split,
+    first: Prepared,
+    /// By the values that decide, most recently used last.
+    rest: Vec<(Vec<Tensor>, Stage)>,
+}
+
+/// A graph on a device. Plans are made once per set of sizes and replayed; where values decide sizes, once
+/// per set of those values.
 pub struct Session {
     gpu: Arc<Gpu>,
     graph: Graph,
     options: Options,
     shared: SharedBytes,
     /// Most recently used last.
-    prepared: Mutex<Vec<(Bindings, Prepared)>>,
+    prepared: Mutex<Vec<(Bindings, Stage)>>,
 }
 
 impl Session {
@@ -95,7 +112,8 @@ impl Session {
     pub fn run(&self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, RuntimeError> {
         let ordered = self.check(inputs)?;
         let bindings = self.bindings(inputs)?;
-        self.with_prepared(&bindings, |prepared| {
+        self.with_stage(&bindings, |stage| {
+            let (prepared, ordered) = self.last(stage, ordered, &mut |_, _| Ok(()))?;
             let outputs = prepared.run(&ordered)?;
             Ok(prepared.plan.outputs.iter().map(|o| o.name.clone()).zip(outputs).collect())
         })
@@ -113,7 +131,21 @@ impl Session {
     ) -> Result<Vec<Duration>, RuntimeError> {
         let ordered = self.check(inputs)?;
         let bindings = self.bindings(inputs)?;
-        self.with_prepared(&bindings, |prepared| {
+        self.with_stage(&bindings, |stage| {
+            if let Stage::Split(_) = stage {
+                // What decides is read back in every forward.
+                let mut times = Vec::with_capacity(iterations);
+                for warm in 0..=iterations {
+                    let start = Instant::now();
+                    let (prepared, ordered) = self.last(stage, ordered.clone(), &mut |_, _| Ok(()))?;
+                    prepared.feed(&ordered)?;
+                    prepared.submit(false)?;
+                    self.gpu.wait()?;
+                    times.extend((warm > 0).then(|| start.elapsed()));
+                }
+                return Ok(times);
+            }
+            let (prepared, ordered) = self.last(stage, ordered, &mut |_, _| Ok(()))?;
             prepared.feed(&ordered)?;
             self.gpu.wait()?;
             let mut times = Vec::with_capacity(iterations);
@@ -134,12 +166,19 @@ impl Session {
     pub fn profile(&self, inputs: &[(String, Tensor)]) -> Result<Vec<StepTime>, RuntimeError> {
         let ordered = self.check(inputs)?;
         let bindings = self.bindings(inputs)?;
-        self.with_prepared(&bindings, |prepared| {
-            prepared.feed(&ordered)?;
-            // Drivers compile at the first dispatch.
-            prepared.submit(false)?;
-            self.gpu.wait()?;
-            profile(prepared)
+        self.with_stage(&bindings, |stage| {
+            let mut steps = vec![];
+            let mut measure = |prepared: &Prepared, inputs: &[Tensor]| {
+                prepared.feed(inputs)?;
+                // Drivers compile at the first dispatch.
+                prepared.submit(false)?;
+                self.gpu.wait()?;
+                steps.extend(profile(prepared)?);
+                Ok(())
+            };
+            let (prepared, ordered) = self.last(stage, ordered, &mut measure)?;
+            measure(prepared, &ordered)?;
+            Ok(steps)
         })
     }
 
@@ -148,14 +187,68 @@ impl Session {
     /// # Errors
     /// When a symbol has no size or the graph cannot be scheduled.
     pub fn plan_for(&self, bindings: &Bindings) -> Result<Plan, RuntimeError> {
-        let mut bound =
-            bind(&self.graph, bindings).map_err(|error| match unknown_operators(&self.graph) {
-                // Sizes that cannot be bound are a consequence of operators without inference.
-                unknown if !unknown.is_empty() => ScheduleError::Unsupported(unknown).into(),
-                _ => RuntimeError::Bind(error.to_string()),
-            })?;
+        self.plan(self.bound(bindings)?)
+    }
+
+    /// The graph at given sizes.
+    fn bound(&self, bindings: &Bindings) -> Result<Graph, RuntimeError> {
+        bind(&self.graph, bindings).map_err(|error| match unknown_operators(&self.graph) {
+            // Sizes that cannot be bound are a consequence of operators without inference.
+            unknown if !unknown.is_empty() => ScheduleError::Unsupported(unknown).into(),
+            _ => RuntimeError::Bind(error.to_string()),
+        })
+    }
+
+    /// The plan of a graph without symbols.
+    fn plan(&self, mut bound: Graph) -> Result<Plan, RuntimeError> {
         lower(&mut bound, &Dialect::runtime()).map_err(|e| RuntimeError::Bind(e.to_string()))?;
         Ok(plan(validate(&bound)?, self.gpu.limits(), &self.options)?)
+    }
+
+    /// Prepares a graph without symbols, up to where values decide sizes.
+    fn stage(&self, bound: Graph) -> Result<Stage, RuntimeError> {
+        let split = match split(&bound) {
+            Ok(split) => split,
+            Err(SplitError::Undecided { value, shape }) => {
+                let unknown = unknown_operators(&bound);
+                let unsized_ = || ScheduleError::UnknownShape { value, shape };
+                let error = if unknown.is_empty() { unsized_() } else { ScheduleError::Unsupported(unknown) };
+                return Err(error.into());
+            }
+            Err(error) => return Err(split_error(&error)),
+        };
+        Ok(match split {
+            None => Stage::Whole(Prepared::new(&self.gpu, self.plan(bound)?, &self.shared)?),
+            Some(split) => {
+                let plan = self.plan(split.first.clone())?;
+                let first = Prepared::new(&self.gpu, plan, &self.shared)?;
+                Stage::Split(Box::new(Staged { split, first, rest: vec![] }))
+            }
+        })
+    }
+
+    /// Runs every part but the last; returns that with its inputs. `before` sees each part with its inputs
+    /// before it runs.
+    fn last<'a>(
+        &self,
+        mut stage: &'a mut Stage,
+        mut inputs: Vec<Tensor>,
+        before: &mut dyn FnMut(&Prepared, &[Tensor]) -> Result<(), RuntimeError>,
+    ) -> Result<(&'a Prepared, Vec<Tensor>), RuntimeError> {
+        loop {
+            let staged = match stage {
+                Stage::Whole(prepared) => return Ok((prepared, inputs)),
+                Stage::Split(staged) => staged,
+            };
+            before(&staged.first, &inputs)?;
+            let results = staged.first.run(&inputs)?;
+            let (key, passed) = staged.split.cross(&results).map_err(|e| split_error(&e))?;
+            let split = &staged.split;
+            stage = recent(&mut staged.rest, &key, || {
+                self.stage(split.rest(&key, &passed).map_err(|e| split_error(&e))?)
+            })?;
+            inputs.extend(passed);
+        }
     }
 
     /// Sizes for the model's symbols that these inputs imply.
@@ -207,28 +300,41 @@ impl Session {
         Ok(ordered)
     }
 
-    fn with_prepared<T>(
+    fn with_stage<T>(
         &self,
         bindings: &Bindings,
-        work: impl FnOnce(&Prepared) -> Result<T, RuntimeError>,
+        work: impl FnOnce(&mut Stage) -> Result<T, RuntimeError>,
     ) -> Result<T, RuntimeError> {
         let mut kept = lock(&self.prepared);
-        let entry = match kept.iter().position(|(b, _)| b == bindings) {
-            Some(at) => kept.remove(at),
-            None => {
-                let plan = self.plan_for(bindings)?;
-                if kept.len() >= KEPT {
-                    kept.remove(0);
-                }
-                (bindings.clone(), Prepared::new(&self.gpu, plan, &self.shared)?)
-            }
-        };
-        kept.push(entry);
-        match kept.last() {
-            Some((_, prepared)) => work(prepared),
-            None => Err(RuntimeError::Bind("no plan".into())),
-        }
+        work(recent(&mut kept, bindings, || self.stage(self.bound(bindings)?))?)
     }
+}
+
+/// The entry of a key, made where there is none, as the most recently used.
+fn recent<'a, K: PartialEq + Clone>(
+    kept: &'a mut Vec<(K, Stage)>,
+    key: &K,
+    make: impl FnOnce() -> Result<Stage, RuntimeError>,
+) -> Result<&'a mut Stage, RuntimeError> {
+    let entry = match kept.iter().position(|(k, _)| k == key) {
+        Some(at) => kept.remove(at),
+        None => {
+            let stage = make()?;
+            if kept.len() >= KEPT {
+                kept.remove(0);
+            }
+            (key.clone(), stage)
+        }
+    };
+    kept.push(entry);
+    match kept.last_mut() {
+        Some((_, stage)) => Ok(stage),
+        None => Err(RuntimeError::Bind("no plan".into())),
+    }
+}
+
+fn split_error(error: &SplitError) -> RuntimeError {
+    RuntimeError::Bind(error.to_string())
 }
 
 /// How a stacked constant will lie on the device: matrices as the options say, vectors as f32.

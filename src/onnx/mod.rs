@@ -31,7 +31,7 @@ pub use export::Written;
 pub(crate) use import::knows;
 
 /// Versions of the standard operator set that models may use.
-pub const OPSETS: RangeInclusive<i64> = 11..=25;
+pub const OPSETS: RangeInclusive<i64> = 7..=28;
 
 /// The newest version of the file format that is known; newer ones are read as if they were this one.
 pub const NEWEST_IR: i64 = proto::Version::IrVersion as i64;

@@ -118,6 +118,12 @@ pub fn eval_op(op: &Op, operands: &[Option<&Tensor>]) -> std::result::Result<Vec
     for operand in operands.iter().flatten() {
         shape::count(operand.dtype(), operand.shape())?;
     }
+    if let Op::Dynamic(dynamic) = op {
+        let parameters = dynamic.parameters().map(|i| o.ints(i)).collect::<Result<Vec<_>>>()?;
+        let resolved = dynamic.resolve(o.get(0)?.shape().len(), &parameters).map_err(bad)?;
+        let operands: Vec<_> = resolved.operands.iter().map(|i| o.optional(*i)).collect();
+        return eval_op(&resolved.op, &operands);
+    }
     if let Op::TopK { axis, largest } = op {
         return scan::top_k(o.get(0)?, o.int(1)?, *axis, *largest);
     }

@@ -23,6 +23,11 @@ impl<'a, 'f> Context<'a, 'f> {
         Context { operands, fresh }
     }
 
+    /// The same node seen as another operator on other operands.
+    pub(super) fn nested<'b, 's>(&'s mut self, operands: &'b [Option<Operand<'b>>]) -> Context<'b, 's> {
+        Context { operands, fresh: &mut *self.fresh }
+    }
+
     /// Number of operand places.
     pub(super) fn len(&self) -> usize {
         self.operands.len()

@@ -20,6 +20,7 @@ use crate::ir::{Dim, Op, Tensor, Type};
 mod content;
 mod context;
 mod create;
+mod dynamic;
 mod einsum;
 mod elementwise;
 mod gather;
@@ -118,6 +119,7 @@ fn single(op: &Op, cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
         Op::AveragePool { window, kernel, .. } | Op::MaxPool { window, kernel } => {
             nn::pool(cx, window, kernel)
         }
+        Op::Dynamic(op) => dynamic::dynamic(cx, *op),
         Op::Attention(_) => nn::attention(cx),
         Op::Rotary(rotary) => nn::rotary(cx, rotary),
         Op::Correction(correction) => nn::correction(cx, correction),

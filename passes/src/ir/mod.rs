@@ -14,6 +14,7 @@
 
 mod dim;
 mod dump;
+mod dynamic;
 mod edit;
 mod graph;
 mod op;
@@ -24,6 +25,7 @@ mod view;
 
 pub use dim::{Atom, Bindings, Dim, Symbol};
 pub use dump::dump;
+pub use dynamic::{Dynamic, Resolved, over_nothing};
 pub use graph::{Def, Graph, GraphError, Node, NodeId, Output, Value, ValueId};
 pub use op::{
     Attention, Attribute, Binary, Correction, CorrectionForm, Op, Opaque, PadMode, Reduce, Rotary,

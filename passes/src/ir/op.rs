@@ -6,6 +6,7 @@
 //! chains, `Dropout` is `Identity`. Optional operands are `None` in [`super::Node::inputs`].
 
 use super::dim::Dim;
+use super::dynamic::Dynamic;
 use super::tensor::{DType, Tensor};
 
 /// One-operand elementwise functions; dtype and shape are the operand's (`IsNan`, `IsInf` and `Not` give
@@ -448,6 +449,9 @@ pub enum Op {
         scalar: bool,
     },
 
+    /// Axes or steps that are operands not known before the run.
+    Dynamic(Dynamic),
+
     Attention(Attention),
     Rotary(Rotary),
     Correction(Correction),
@@ -467,6 +471,11 @@ impl Op {
             Op::Reduce { op, .. } => format!("Reduce{op:?}"),
             Op::Opaque(o) if o.domain.is_empty() => o.op_type.clone(),
             Op::Opaque(o) => format!("{}::{}", o.domain, o.op_type),
+            Op::Dynamic(Dynamic::Reduce { op, .. }) => format!("Reduce{op:?}"),
+            Op::Dynamic(dynamic) => {
+                let text = format!("{dynamic:?}");
+                text.split([' ', '{']).next().unwrap_or_default().to_string()
+            }
             Op::LayerNorm { .. } => "LayerNormalization".into(),
             Op::RmsNorm { .. } => "RMSNormalization".into(),
             Op::BatchNorm { .. } => "BatchNormalization".into(),

@@ -7,13 +7,18 @@
 //! Known elements give a constant, expressions an [`Op::Dims`] node, so that the chains of Shape, Gather,
 //! Cast, Unsqueeze and Concat that exporters leave are dead afterwards.
 
+use std::collections::HashSet;
+
 use super::sweep::sweep;
 use super::{Fidelity, Notes, Pass};
-use crate::ir::{DType, Dim, Graph, GraphError, Op, Tensor, Type, ValueId};
+use crate::ir::{DType, Dim, Graph, GraphError, Op, Symbol, Tensor, Type, ValueId};
 
 pub(crate) const PASS: Pass = Pass { name: "fold-shapes", fidelity: Fidelity::Exact, apply };
 
 fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
+    // Sizes that only the data decides must be read off what has them.
+    let declared = graph.inputs().iter().filter_map(|v| graph.shape(*v)).flatten();
+    let bound: HashSet<Symbol> = declared.flat_map(Dim::symbols).collect();
     sweep(graph, |graph, id| {
         let Some(node) = graph.node(id) else { return Ok(vec![]) };
         // Identity and Cast of a source are as plain as can be; opaque results are nobody's arithmetic.
@@ -24,7 +29,7 @@ fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
         let results = node.outputs.clone();
         let mut replaced = vec![];
         for v in results {
-            if let Some(new) = source_for(graph, v, is_source)? {
+            if let Some(new) = source_for(graph, v, is_source, &bound)? {
                 replaced.push((v, new));
             }
         }
@@ -33,13 +38,19 @@ fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
 }
 
 /// The source that stands for `v`, unless its content is unknown or it is one already.
-fn source_for(graph: &mut Graph, v: ValueId, is_source: bool) -> Result<Option<ValueId>, GraphError> {
+fn source_for(
+    graph: &mut Graph,
+    v: ValueId,
+    is_source: bool,
+    bound: &HashSet<Symbol>,
+) -> Result<Option<ValueId>, GraphError> {
     let (Some(content), Some(ty)) = (graph.content(v), graph.ty(v)) else { return Ok(None) };
     if let (Some(known), Some(shape)) = (known(content), ty.known_shape()) {
         let Some(tensor) = tensor_of(ty.dtype, shape, &known) else { return Ok(None) };
         return Ok(Some(graph.constant(tensor)));
     }
-    if is_source || ty.dtype != DType::I64 || ty.rank() > 1 || !fits(ty, content) {
+    let certain = super::views::expressible(content, bound);
+    if is_source || !certain || ty.dtype != DType::I64 || ty.rank() > 1 || !fits(ty, content) {
         return Ok(None);
     }
     let op = Op::Dims { dims: content.to_vec(), scalar: ty.rank() == 0 };

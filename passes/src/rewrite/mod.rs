@@ -32,8 +32,10 @@ mod matching;
 mod merge;
 mod norms;
 mod parallelize;
+mod parameters;
 mod refresh_types;
 mod rotary;
+mod stage;
 mod sweep;
 #[cfg(test)]
 mod testing;
@@ -46,6 +48,7 @@ pub use driver::{CleanUpReport, apply_pass, clean_up, clean_up_exact};
 pub use lower::{Dialect, lower};
 pub use merge::{MergeError, merge};
 pub use parallelize::{ParallelizeError, Parallelized, SegmentReport, parallelize};
+pub use stage::{Split, SplitError, split};
 pub use vectorize::VectorizeError;
 
 use std::fmt;
@@ -156,6 +159,8 @@ pub const EXACT: &[Pass] = &[
     refresh_types::PASS,
     // Then the shape arithmetic becomes one source per use, so that views have plain operands.
     fold_shapes::PASS,
+    // Axes that turn out to be constants make plain operators of what waited for them.
+    parameters::PASS,
     // With plain operands, views that do nothing or undo each other are visible.
     views::PASS,
     // Neutral elements: some appear only when views between them are gone.

@@ -203,8 +203,13 @@ fn divide(x: f32, y: f32) -> f32 {
     return x / y;
 }
 
+// An infinite divisor leaves what is finite as it is.
+fn fmod_(x: f32, y: f32) -> f32 {
+    return select(x - y * trunc(x / y), x, is_inf(y) && !is_inf(x) && !is_nan(x));
+}
+
 fn mod_(x: f32, y: f32) -> f32 {
-    let m = x - y * trunc(x / y);
+    let m = fmod_(x, y);
     return select(m, m + y, m != 0.0 && (m < 0.0) != (y < 0.0));
 }
 
@@ -339,7 +344,7 @@ fn float_op(op: u32, x: f32, y: f32, z: f32) -> f32 {
         case 48u: { return divide(x, y); }
         case 49u: { return pow_(x, y); }
         case 50u: { return mod_(x, y); }
-        case 51u: { return x - y * trunc(x / y); }
+        case 51u: { return fmod_(x, y); }
         case 52u: { return select(select(min(x, y), y, is_nan(y)), x, is_nan(x)); }
         case 53u: { return select(select(max(x, y), y, is_nan(y)), x, is_nan(x)); }
         case 54u: { return select(x, y * x, x < 0.0); }

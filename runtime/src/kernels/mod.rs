@@ -32,6 +32,7 @@ mod scan;
 mod softmax;
 mod specialise;
 mod table;
+mod topk;
 
 #[cfg(test)]
 mod testing;
@@ -57,6 +58,7 @@ pub use scan::CumSum;
 pub use softmax::Softmax;
 pub use specialise::specialised;
 pub use table::{SOURCES, Source, shader_text};
+pub use topk::TopK;
 
 use std::fmt;
 

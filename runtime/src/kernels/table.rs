@@ -45,6 +45,7 @@ pub const SOURCES: &[Source] = sources![
     "scan",
     "scatter",
     "softmax",
+    "topk",
 ];
 
 /// The WGSL of a pipeline; `None` when the table has no such source or the source no such alias.

@@ -1,6 +1,6 @@
 //! Operators that move elements, index, or make tensors from numbers.
 
-use snlp_passes::ir::{Dim, Op, PadMode, ScatterReduction};
+use snlp_passes::ir::{Dim, Dynamic, Op, PadMode, Reduce, ScatterReduction};
 
 use super::Writer;
 use super::arithmetic::index;
@@ -33,9 +33,36 @@ impl Writer<'_> {
             }
             Op::Tile => self.plain(call, "Tile", vec![]),
             Op::Pad { mode } => self.pad(call, *mode)?,
+            Op::Dynamic(dynamic) => self.dynamic(call, *dynamic)?,
             _ => return self.indexing(call),
         }
         Ok(true)
+    }
+
+    /// Operators whose axes or steps are operands in ONNX too.
+    fn dynamic(&mut self, call: &Call<'_>, dynamic: Dynamic) -> Result<(), OnnxError> {
+        match dynamic {
+            Dynamic::Reduce { op, keepdims, noop } => {
+                let op_type = format!("Reduce{op:?}");
+                let since = if op == Reduce::Sum { 13 } else { 18 };
+                self.since(since, &format!("{op_type} with computed axes"))?;
+                let mut attributes = vec![int("keepdims", keepdims.into())];
+                attributes.extend(noop.then(|| int("noop_with_empty_axes", 1)));
+                self.plain(call, &op_type, attributes);
+            }
+            Dynamic::CumSum { exclusive, reverse } => {
+                let flags = [("exclusive", exclusive), ("reverse", reverse)];
+                let set = flags.iter().filter(|(_, on)| *on).map(|(name, _)| int(name, 1)).collect();
+                self.plain(call, "CumSum", set);
+            }
+            Dynamic::Squeeze | Dynamic::Unsqueeze => {
+                let op_type = call.node.op.name();
+                self.since(13, &format!("{op_type} with computed axes"))?;
+                self.plain(call, &op_type, vec![]);
+            }
+            Dynamic::Slice => self.plain(call, "Slice", vec![]),
+        }
+        Ok(())
     }
 
     fn indexing(&mut self, call: &Call<'_>) -> Result<bool, OnnxError> {

@@ -45,7 +45,7 @@ pub(super) struct Exported {
 
 /// Translates a model; with `inline`, corrections become plain operators instead of function calls.
 pub(super) fn export(model: &Model, inline: bool) -> Result<Exported, OnnxError> {
-    let opset = standard_opset(&model.info)?;
+    let opset = standard_opset(model)?;
     let mut graph = model.graph.clone();
     let inconsistent = || OnnxError::invalid("the graph to be written is inconsistent");
     validate(&graph).map_err(|e| inconsistent().because(e))?;
@@ -66,14 +66,31 @@ pub(super) fn export(model: &Model, inline: bool) -> Result<Exported, OnnxError>
     };
     let mut functions: Vec<FunctionProto> = writer.functions.into_values().collect();
     functions.extend(model.info.functions.iter().cloned());
-    Ok(Exported { model: envelope(&model.info, functions), graph: proto, initializers: writer.initializers })
+    let mut info = model.info.clone();
+    info.opsets.iter_mut().filter(|(domain, _)| domain.is_empty()).for_each(|(_, version)| *version = opset);
+    Ok(Exported { model: envelope(&info, functions), graph: proto, initializers: writer.initializers })
 }
 
+/// The oldest operator set that is written: in older ones many operands are attributes.
+const OLDEST_WRITTEN: i64 = 11;
+
 /// The version of the standard operator set that the model is written for.
-fn standard_opset(info: &ModelInfo) -> Result<i64, OnnxError> {
-    let version = info.opsets.iter().find(|(domain, _)| domain.is_empty()).map(|(_, version)| *version);
+fn standard_opset(model: &Model) -> Result<i64, OnnxError> {
+    let version = model.info.opsets.iter().find(|(domain, _)| domain.is_empty()).map(|(_, version)| *version);
     match version {
-        Some(v) if OPSETS.contains(&v) => Ok(v),
+        Some(v) if v >= OLDEST_WRITTEN && OPSETS.contains(&v) => Ok(v),
+        Some(v) if OPSETS.contains(&v) => {
+            let unknown = |op: &Op| matches!(op, Op::Opaque(o) if o.domain.is_empty());
+            match model.graph.nodes().find(|(_, n)| unknown(&n.op)) {
+                None => Ok(OLDEST_WRITTEN),
+                Some((_, n)) => Err(OnnxError::unsupported(format!(
+                    "uses opset {v} and is written for opset {OLDEST_WRITTEN}, where {} may mean something else",
+                    n.op.name()
+                ))
+                .remedy("convert it with onnx.version_converter first")
+                .at(format!("node '{}'", n.name))),
+            }
+        }
         other => Err(OnnxError::unsupported(format!(
             "cannot be written for opset {}: supported are {} to {}",
             other.map_or("none".into(), |v| v.to_string()),

@@ -137,6 +137,11 @@ impl NodeContext<'_> {
         known_ints(self.graph, v).ok_or(Decline::Opaque)
     }
 
+    /// Whether operand `i` is there, but its integers are not known at import.
+    pub(super) fn is_open(&self, i: usize) -> bool {
+        self.optional(i).is_some_and(|v| known_ints(self.graph, v).is_none())
+    }
+
     /// As [`Self::ints`] for an optional operand or, before `opset`, an attribute.
     pub(super) fn ints_since(
         &self,

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 
 use super::target;
-use crate::ir::{Dim, Graph, GraphError, Node, Op, Reduce, ValueId};
+use crate::ir::{Binary, Dim, Graph, GraphError, Node, Op, Reduce, ValueId};
 
 /// A value with a letter for each axis.
 struct Labelled {
@@ -19,10 +19,18 @@ struct Labelled {
     letters: Vec<char>,
 }
 
-/// `None` where the equation has what this does not cover: an ellipsis, a letter twice in one operand.
+/// `None` where the equation has what this does not cover: an ellipsis whose axes broadcast.
 pub(super) fn lower(graph: &mut Graph, equation: &str, node: &Node) -> Result<Option<ValueId>, GraphError> {
-    let Some((operands, result)) = parsed(equation) else { return Ok(None) };
-    let values: Vec<ValueId> = node.operands().collect();
+    let mut values: Vec<ValueId> = node.operands().collect();
+    let Some(ranks) = values.iter().map(|v| graph.shape(*v).map(<[Dim]>::len)).collect::<Option<Vec<_>>>()
+    else {
+        return Ok(None);
+    };
+    let Some((mut operands, result)) = parsed(equation, &ranks) else { return Ok(None) };
+    for (letters, value) in operands.iter_mut().zip(&mut values) {
+        let Some(plain) = diagonals(graph, *value, letters)? else { return Ok(None) };
+        *value = plain;
+    }
     let mut sizes: BTreeMap<char, Dim> = BTreeMap::new();
     if operands.len() != values.len() || operands.is_empty() {
         return Ok(None);
@@ -31,6 +39,9 @@ pub(super) fn lower(graph: &mut Graph, equation: &str, node: &Node) -> Result<Op
         let Some(shape) = graph.shape(*v).filter(|s| s.len() == letters.len()) else { return Ok(None) };
         for (letter, d) in letters.iter().zip(shape) {
             let size = sizes.entry(*letter).or_insert_with(|| d.clone());
+            if size.known().zip(d.known()).is_some_and(|(a, b)| a != b) {
+                return Ok(None);
+            }
             if size.known().is_none() {
                 *size = d.clone();
             }
@@ -52,29 +63,86 @@ pub(super) fn lower(graph: &mut Graph, equation: &str, node: &Node) -> Result<Op
     transposed(graph, sum, &result).map(|v| Some(v.value))
 }
 
-/// The letters of the operands and of the result.
-fn parsed(equation: &str) -> Option<(Vec<Vec<char>>, Vec<char>)> {
+/// The letter of an ellipsis's axis, counted from its last.
+fn ellipsis(i: usize) -> Option<char> {
+    char::from_u32(0xe000 + u32::try_from(i).ok().filter(|i| *i < 64)?)
+}
+
+/// A term with letters in place of its ellipsis, which stands for `axes` axes.
+fn spelled(term: &str, axes: Option<usize>) -> Option<Vec<char>> {
+    match term.split_once("...") {
+        None => Some(term.chars().collect()),
+        Some((before, after)) => {
+            let middle = (0..axes?).rev().map(ellipsis).collect::<Option<Vec<char>>>()?;
+            Some(before.chars().chain(middle).chain(after.chars()).collect())
+        }
+    }
+}
+
+/// The operand with each letter once: of axes that share a letter the diagonal.
+fn diagonals(
+    graph: &mut Graph,
+    mut x: ValueId,
+    letters: &mut Vec<char>,
+) -> Result<Option<ValueId>, GraphError> {
+    while let Some((i, j)) = twice(letters) {
+        let (Some(ty), rank) = (graph.ty(x).cloned(), letters.len()) else { return Ok(None) };
+        let mut places = vec![];
+        for axis in [i, j] {
+            let size = super::axis_size(graph, x, axis)?;
+            let (zero, one) = (graph.scalar(0i64), graph.scalar(1i64));
+            let along = graph.add(Op::Range, &[zero, size, one])?;
+            let axes: Vec<usize> = (0..rank).filter(|a| *a != axis).collect();
+            places.push(graph.add(Op::Unsqueeze { axes }, &[along])?);
+        }
+        let on = graph.add(Op::Binary(Binary::Equal), &places)?;
+        let zero = graph.float_scalar(ty.dtype, 0.0);
+        let zero = graph.add(Op::Cast { to: ty.dtype }, &[zero])?;
+        let kept = graph.add(Op::Where, &[on, x, zero])?;
+        x = graph.add(Op::Reduce { op: Reduce::Sum, axes: vec![j], keepdims: false }, &[kept])?;
+        letters.remove(j);
+    }
+    Ok(Some(x))
+}
+
+/// The first two places of a letter that occurs more than once.
+fn twice(letters: &[char]) -> Option<(usize, usize)> {
+    let second = |i: usize| letters.iter().skip(i + 1).position(|c| *c == letters[i]).map(|j| (i, i + 1 + j));
+    (0..letters.len()).find_map(second)
+}
+
+/// The letters of the operands, which have these ranks, and of the result.
+fn parsed(equation: &str, ranks: &[usize]) -> Option<(Vec<Vec<char>>, Vec<char>)> {
     let equation: String = equation.chars().filter(|c| !c.is_whitespace()).collect();
     let (left, right) = match equation.split_once("->") {
         Some((l, r)) => (l.to_string(), Some(r.to_string())),
         None => (equation, None),
     };
-    let operands: Vec<Vec<char>> = left.split(',').map(|o| o.chars().collect()).collect();
+    let terms: Vec<&str> = left.split(',').collect();
+    let rests = terms.iter().zip(ranks).map(|(term, rank)| {
+        let (before, after) = term.split_once("...")?;
+        rank.checked_sub(before.len() + after.len())
+    });
+    let rests: Vec<Option<usize>> = rests.collect();
+    let wide = rests.iter().flatten().max().copied();
+    let operands =
+        terms.iter().zip(&rests).map(|(term, rest)| spelled(term, *rest)).collect::<Option<Vec<_>>>()?;
     let all: Vec<char> = operands.concat();
     let result: Vec<char> = match right {
-        Some(r) => r.chars().collect(),
+        Some(r) => spelled(&r, Some(wide.unwrap_or(0)))?,
         None => {
             let mut once: Vec<char> =
                 all.iter().copied().filter(|c| all.iter().filter(|d| *d == c).count() == 1).collect();
+            once.retain(char::is_ascii_alphabetic);
             once.sort_unstable();
-            once
+            let middle = (0..wide.unwrap_or(0)).rev().map(ellipsis).collect::<Option<Vec<char>>>()?;
+            [middle, once].concat()
         }
     };
-    let plain = |letters: &Vec<char>| {
-        letters.iter().all(char::is_ascii_alphabetic) && distinct(letters.clone()).len() == letters.len()
-    };
+    let named = |c: &char| c.is_ascii_alphabetic() || ('\u{e000}'..'\u{e040}').contains(c);
+    let plain = all.iter().all(named) && distinct(result.clone()).len() == result.len();
     let known = result.iter().all(|c| all.contains(c));
-    (operands.iter().all(plain) && plain(&result) && known).then_some((operands, result))
+    (plain && known).then_some((operands, result))
 }
 
 fn distinct(mut letters: Vec<char>) -> Vec<char> {

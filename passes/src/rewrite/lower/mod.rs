@@ -14,10 +14,13 @@ mod attention;
 mod correction;
 mod dims;
 mod einsum;
+mod indexing;
+mod movement;
 mod norms;
 mod rotary;
 #[cfg(test)]
 mod tests;
+mod windows;
 
 use super::sweep::sweep_first;
 use super::{Fidelity, Notes, Pass, PassError, apply_pass, cse};
@@ -49,6 +52,9 @@ pub struct Dialect {
     pub unrestricted: bool,
     /// `Einsum`.
     pub einsum: bool,
+    /// `OneHot`, `GatherND`, `ScatterND`, `EyeLike`, `Tile`, `Pad`, `BatchNormalization` and pooling, instead of
+    /// the gathers, slices, concatenations and arithmetic that they come down to at known sizes.
+    pub composites: bool,
     /// The corrections of this crate (as functions, or because the target is our own runtime).
     pub corrections: bool,
     /// [`Op::Dims`]; without it sizes are computed from the shapes of the inputs.
@@ -71,12 +77,13 @@ impl Dialect {
             attention: opset >= 23,
             unrestricted: false,
             einsum: opset >= 12,
+            composites: true,
             corrections: false,
             dims: false,
         }
     }
 
-    /// Nothing but elementwise operators, reductions, views, MatMul and Softmax.
+    /// Attention, norms, activations and Einsum as elementwise operators, reductions, views, MatMul and Softmax.
     pub fn basic() -> Self {
         Dialect {
             gelu: false,
@@ -89,12 +96,13 @@ impl Dialect {
             attention: false,
             unrestricted: false,
             einsum: false,
+            composites: true,
             corrections: false,
             dims: false,
         }
     }
 
-    /// What our own runtime has kernels for: everything but Einsum.
+    /// What our own runtime has kernels for.
     pub fn runtime() -> Self {
         Dialect {
             gelu: true,
@@ -107,6 +115,7 @@ impl Dialect {
             attention: true,
             unrestricted: true,
             einsum: false,
+            composites: false,
             corrections: true,
             dims: true,
         }
@@ -147,6 +156,17 @@ fn replaced(graph: &mut Graph, id: NodeId, dialect: &Dialect) -> Result<Option<V
             attention::lower(graph, *attention, &node)
         }
         Op::Einsum { equation } if !dialect.einsum => einsum::lower(graph, equation, &node),
+        Op::OneHot { .. } | Op::GatherNd { .. } | Op::ScatterNd { .. } | Op::EyeLike { .. }
+            if !dialect.composites =>
+        {
+            indexing::lower(graph, &node)
+        }
+        Op::Tile | Op::Pad { .. } if !dialect.composites => movement::lower(graph, &node),
+        Op::BatchNorm { .. } | Op::GlobalAveragePool | Op::AveragePool { .. } | Op::MaxPool { .. }
+            if !dialect.composites =>
+        {
+            windows::lower(graph, &node)
+        }
         Op::Correction(correction) if !dialect.corrections => correction::lower(graph, *correction, &node),
         _ => Ok(None),
     }

@@ -4,7 +4,7 @@ use snlp_passes::ir::{Node, Op};
 
 use super::chain::Scaled;
 use super::{Bound, Done, Located, Lowering, unsupported};
-use crate::kernels::{ArgMax, CumSum, Launch, Limits, Norm, NormKind, Reduce, Softmax};
+use crate::kernels::{ArgMax, CumSum, Launch, Limits, Norm, NormKind, Reduce, Softmax, TopK};
 use crate::schedule::views;
 
 impl Lowering<'_> {
@@ -31,8 +31,28 @@ impl Lowering<'_> {
                         .launch(limits)?)
                 })
             }
+            Op::TopK { axis, largest } => self.top_k(node, *axis, !largest),
             other => unsupported(format!("{} has no kernel", other.name())),
         }
+    }
+
+    fn top_k(&mut self, node: &Node, axis: usize, smallest: bool) -> Done {
+        let name = self.name(node);
+        let (Some(v), [values, places]) = (node.input(0), &node.outputs[..]) else {
+            return unsupported("an operand or a result is missing");
+        };
+        let x = self.located(v)?;
+        let x = self.as_f32(&name, x)?;
+        let (to, at) = (self.result(*values)?, self.result(*places)?);
+        if !to.view.is_empty() {
+            let (bx, bv, bp) = (self.bind(&x)?, self.bind(&to)?, self.bind(&at)?);
+            let (x, values, places) = (&bx.operand, &bv.operand, &bp.operand);
+            let launch = TopK { x, values, places, axis, smallest }.launch(self.limits)?;
+            self.emit(&name, launch, &[&bx, &bv, &bp])?;
+        }
+        self.set(*values, to);
+        self.set(*places, at);
+        Ok(())
     }
 
     /// A node of one operand and one result.

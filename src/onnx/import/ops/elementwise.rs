@@ -1,6 +1,6 @@
 //! Elementwise operators.
 
-use snlp_passes::ir::{Binary, DType, Op, Unary};
+use snlp_passes::ir::{Binary, DType, Op, Tensor, Unary};
 
 use super::{Builder, Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
@@ -13,10 +13,7 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
         "Where" => |c| c.plain(Op::Where, 3),
         "Cast" => cast,
         "CastLike" => cast_like,
-        "Clip" => |c| {
-            c.input(0)?;
-            c.one(Op::Clip)
-        },
+        "Clip" => clip,
         "Sum" => |c| variadic(c, Binary::Add),
         "Max" => |c| variadic(c, Binary::Max),
         "Min" => |c| variadic(c, Binary::Min),
@@ -137,6 +134,21 @@ fn bit_shift(c: &mut NodeContext<'_>) -> Built {
     c.plain(Op::Binary(op), 2)
 }
 
+/// Up to opset 10 the bounds were attributes.
+fn clip(c: &mut NodeContext<'_>) -> Built {
+    let x = c.input(0)?;
+    if c.opset >= 11 {
+        return c.one(Op::Clip);
+    }
+    let dtype = c.dtype(x)?;
+    let mut inputs = vec![Some(x)];
+    for name in ["min", "max"] {
+        let bound = c.attributes.float(name)?;
+        inputs.push(bound.map(|b| c.graph.float_scalar(dtype, b.into())));
+    }
+    Ok(vec![c.add_optional(Op::Clip, inputs)?])
+}
+
 /// A chain of binary operators, first to last.
 fn variadic(c: &mut NodeContext<'_>, op: Binary) -> Built {
     let inputs = c.all_inputs()?;
@@ -165,12 +177,23 @@ fn mean(c: &mut NodeContext<'_>) -> Built {
 
 /// At inference a dropout does nothing.
 fn dropout(c: &mut NodeContext<'_>) -> Built {
-    c.only_first_result()?;
     let off = match c.optional(2) {
         None => true,
         Some(_) => c.ints(2)? == [0],
     };
-    if off { c.plain(Op::Identity, 1) } else { Err(Decline::Opaque) }
+    if !off {
+        return Err(Decline::Opaque);
+    }
+    let mut results = c.plain(Op::Identity, 1)?;
+    if c.wants(1) {
+        let x = c.input(0)?;
+        let rank = c.rank(x)?;
+        let shape = c.add(Op::Shape { start: 0, end: rank }, &[x])?;
+        let kept = Tensor::from_bools(vec![], &[true]).map_err(|e| OnnxError::invalid(e.to_string()))?;
+        let kept = c.graph.constant(kept);
+        results.push(c.add(Op::Expand, &[kept, shape])?);
+    }
+    Ok(results)
 }
 
 fn cast(c: &mut NodeContext<'_>) -> Built {

@@ -1,6 +1,6 @@
 //! Operators that move elements without computing.
 
-use snlp_passes::ir::{Dim, Op, PadMode, ValueId};
+use snlp_passes::ir::{Binary, Dim, Dynamic, Op, PadMode, ScatterReduction, ValueId};
 
 use super::{Builder, Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
@@ -111,6 +111,9 @@ fn transpose(c: &mut NodeContext<'_>) -> Built {
 }
 
 fn squeeze(c: &mut NodeContext<'_>) -> Built {
+    if c.opset >= 13 && c.is_open(1) {
+        return c.plain(Op::Dynamic(Dynamic::Squeeze), 2);
+    }
     let shape = c.shape(c.input(0)?)?;
     let axes = match c.ints_since(13, 1, "axes")? {
         Some(axes) => c.axes(&axes, shape.len())?,
@@ -124,6 +127,9 @@ fn squeeze(c: &mut NodeContext<'_>) -> Built {
 }
 
 fn unsqueeze(c: &mut NodeContext<'_>) -> Built {
+    if c.opset >= 13 && c.is_open(1) {
+        return c.plain(Op::Dynamic(Dynamic::Unsqueeze), 2);
+    }
     let rank = c.rank(c.input(0)?)?;
     let axes = c.ints_since(13, 1, "axes")?.ok_or_else(|| OnnxError::invalid("lacks its axes"))?;
     let axes = c.axes(&axes, rank + axes.len())?;
@@ -143,8 +149,14 @@ fn concat(c: &mut NodeContext<'_>) -> Built {
 }
 
 fn slice(c: &mut NodeContext<'_>) -> Built {
+    if c.opset < 10 {
+        return slice_of_attributes(c);
+    }
     let (x, starts, ends) = (c.input(0)?, c.input(1)?, c.input(2)?);
     let rank = c.rank(x)?;
+    if c.is_open(3) || c.is_open(4) {
+        return open_slice(c, [x, starts, ends]);
+    }
     let axes = match c.optional(3) {
         Some(_) => c.ints(3)?,
         None => {
@@ -168,11 +180,55 @@ fn slice(c: &mut NodeContext<'_>) -> Built {
     Ok(vec![c.add(Op::Slice { axes: axes_in_order, steps }, &[x, starts, ends])?])
 }
 
+/// The form of opset 9 and before.
+fn slice_of_attributes(c: &mut NodeContext<'_>) -> Built {
+    let x = c.input(0)?;
+    let rank = c.rank(x)?;
+    let bounds = |name: &str| -> Result<Vec<i64>, Decline> {
+        let given = c.attributes.ints(name)?;
+        Ok(given.ok_or_else(|| OnnxError::invalid(format!("lacks the attribute '{name}'")))?.to_vec())
+    };
+    let (starts, ends) = (bounds("starts")?, bounds("ends")?);
+    let axes = match c.attributes.ints("axes")? {
+        Some(axes) => axes.to_vec(),
+        None => (0i64..).take(starts.len()).collect(),
+    };
+    c.axes(&axes, rank)?;
+    let axes = axes.iter().map(|a| c.axis(*a, rank)).collect::<Result<Vec<_>, _>>()?;
+    if starts.len() != axes.len() || ends.len() != axes.len() {
+        return Err(OnnxError::invalid("starts, ends and axes differ in length").into());
+    }
+    let steps = vec![1; axes.len()];
+    let (starts, ends) = (c.graph.ints(&starts), c.graph.ints(&ends));
+    Ok(vec![c.add(Op::Slice { axes, steps }, &[x, starts, ends])?])
+}
+
+/// A slice whose axes or steps only the run knows.
+fn open_slice(c: &mut NodeContext<'_>, [x, starts, ends]: [ValueId; 3]) -> Built {
+    let count = c.shape(starts)?.first().and_then(Dim::known_size).ok_or(Decline::Opaque)?;
+    let (starts, ends) = (c.as_i64(starts)?, c.as_i64(ends)?);
+    let axes = match c.optional(3) {
+        Some(axes) => c.as_i64(axes)?,
+        None => c.graph.ints(&(0i64..).take(count).collect::<Vec<_>>()),
+    };
+    let steps = match c.optional(4) {
+        Some(steps) => c.as_i64(steps)?,
+        None => c.graph.ints(&vec![1; count]),
+    };
+    Ok(vec![c.add(Op::Dynamic(Dynamic::Slice), &[x, starts, ends, axes, steps])?])
+}
+
 /// A split is one slice per result.
 fn split(c: &mut NodeContext<'_>) -> Built {
     let x = c.input(0)?;
     let shape = c.shape(x)?;
     let axis = c.axis(c.int("axis", 0)?, shape.len())?;
+    if c.opset >= 13
+        && let Some(sizes) = c.optional(1)
+        && c.content(sizes).is_none()
+    {
+        return open_split(c, x, sizes, axis);
+    }
     let sizes = split_sizes(c, &shape[axis])?;
     if sizes.len() != c.node.output.len() {
         let what = format!("has {} sizes for {} results", sizes.len(), c.node.output.len());
@@ -191,6 +247,21 @@ fn split(c: &mut NodeContext<'_>) -> Built {
         let start = c.graph.dims(&ends[..1])?;
         let end = c.graph.dims(&ends[1..])?;
         out.push(c.add(Op::Slice { axes: vec![axis], steps: vec![1] }, &[x, start, end])?);
+    }
+    Ok(out)
+}
+
+/// A split whose sizes only the run knows: the bounds are their running sums.
+fn open_split(c: &mut NodeContext<'_>, x: ValueId, sizes: ValueId, axis: usize) -> Built {
+    let sizes = c.as_i64(sizes)?;
+    let ends = c.add(Op::CumSum { axis: 0, exclusive: false, reverse: false }, &[sizes])?;
+    let starts = c.add(Op::Binary(Binary::Sub), &[ends, sizes])?;
+    let mut out = vec![];
+    for i in (0i64..).take(c.node.output.len()) {
+        let at = c.graph.ints(&[i]);
+        let bounds =
+            [c.add(Op::Gather { axis: 0 }, &[starts, at])?, c.add(Op::Gather { axis: 0 }, &[ends, at])?];
+        out.push(c.add(Op::Slice { axes: vec![axis], steps: vec![1] }, &[x, bounds[0], bounds[1]])?);
     }
     Ok(out)
 }
@@ -226,11 +297,26 @@ fn pad(c: &mut NodeContext<'_>) -> Built {
         "wrap" => PadMode::Wrap,
         other => return Err(OnnxError::invalid(format!("padding mode '{other}' is unknown")).into()),
     };
+    if c.opset < 11 {
+        let x = c.input(0)?;
+        let pads =
+            c.attributes.ints("pads")?.ok_or_else(|| OnnxError::invalid("lacks the attribute 'pads'"))?;
+        let (value, dtype) = (c.float("value", 0.0)?, c.dtype(x)?);
+        let (pads, value) = (c.graph.ints(pads), c.graph.float_scalar(dtype, value.into()));
+        return Ok(vec![c.add(Op::Pad { mode }, &[x, pads, value])?]);
+    }
     let (x, mut pads) = (c.input(0)?, c.input(1)?);
     if c.optional(3).is_some() {
         let rank = c.rank(x)?;
+        let given = match c.content(pads) {
+            Some(given) if !c.is_open(3) => given,
+            _ => {
+                pads = open_pads(c, pads, rank)?;
+                let value = c.optional(2);
+                return Ok(vec![c.add_optional(Op::Pad { mode }, vec![Some(x), Some(pads), value])?]);
+            }
+        };
         let axes = c.ints(3)?;
-        let given = c.content(pads).ok_or(Decline::Opaque)?;
         if given.len() != 2 * axes.len() {
             return Err(
                 OnnxError::invalid(format!("has {} pads for {} axes", given.len(), axes.len())).into()
@@ -246,4 +332,16 @@ fn pad(c: &mut NodeContext<'_>) -> Built {
     }
     let value = c.optional(2);
     Ok(vec![c.add_optional(Op::Pad { mode }, vec![Some(x), Some(pads), value])?])
+}
+
+/// The pads of all axes, of which the run names some.
+fn open_pads(c: &mut NodeContext<'_>, pads: ValueId, rank: usize) -> Result<ValueId, Decline> {
+    let axes = c.input(3)?;
+    let (pads, axes) = (c.as_i64(pads)?, c.as_i64(axes)?);
+    let count = i64::try_from(rank).map_err(|_| Decline::Opaque)?;
+    let (size, none) = (c.graph.ints(&[count]), c.graph.ints(&vec![0; 2 * rank]));
+    let begins = c.add(Op::Binary(Binary::Mod), &[axes, size])?;
+    let ends = c.add(Op::Binary(Binary::Add), &[begins, size])?;
+    let at = c.add(Op::Concat { axis: 0 }, &[begins, ends])?;
+    c.add(Op::ScatterElements { axis: 0, reduction: ScatterReduction::None }, &[none, at, pads])
 }

@@ -2,6 +2,7 @@
 
 mod attention;
 mod build;
+mod composed;
 mod contrib;
 mod elementwise;
 mod grouped;
@@ -26,7 +27,7 @@ use crate::onnx::proto::NodeProto;
 /// The importer of an operator; `None` for what the IR has no counterpart of.
 pub(super) fn lookup(domain: &str, op_type: &str) -> Option<Builder> {
     type Family = fn(&str) -> Option<Builder>;
-    const STANDARD: [Family; 9] = [
+    const STANDARD: [Family; 10] = [
         elementwise::lookup,
         linear::lookup,
         reduce::lookup,
@@ -36,6 +37,7 @@ pub(super) fn lookup(domain: &str, op_type: &str) -> Option<Builder> {
         shape::lookup,
         window::lookup,
         attention::lookup,
+        composed::lookup,
     ];
     match domain {
         "" => STANDARD.iter().find_map(|family| family(op_type)),

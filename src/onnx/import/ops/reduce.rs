@@ -1,6 +1,6 @@
 //! Reductions and what selects along an axis.
 
-use snlp_passes::ir::{Binary, Op, Reduce, Unary};
+use snlp_passes::ir::{Dynamic, Op, Reduce, over_nothing};
 
 use super::{Builder, Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
@@ -36,30 +36,23 @@ fn reduce(c: &mut NodeContext<'_>) -> Built {
     let op = reduction(c.node.op_type()).ok_or(Decline::Opaque)?;
     let x = c.input(0)?;
     let since = if op == Reduce::Sum { 13 } else { 18 };
-    let given = c.ints_since(since, 1, "axes")?.filter(|axes| !axes.is_empty());
     let keepdims = c.flag("keepdims", true)?;
+    let noop = c.flag("noop_with_empty_axes", false)?;
+    if c.opset >= since && c.is_open(1) {
+        return c.plain(Op::Dynamic(Dynamic::Reduce { op, keepdims, noop }), 2);
+    }
+    let given = c.ints_since(since, 1, "axes")?.filter(|axes| !axes.is_empty());
     let rank = c.rank(x)?;
     let axes = match given {
         Some(axes) => c.axes(&axes, rank)?,
-        None if c.flag("noop_with_empty_axes", false)? => vec![],
+        None if noop => vec![],
         None => (0..rank).collect(),
     };
     if axes.is_empty() {
-        return over_nothing(c, op);
+        let each = over_nothing(op);
+        return Ok(vec![c.add(each.op, &vec![x; each.operands.len()])?]);
     }
     c.plain(Op::Reduce { op, axes, keepdims }, 1)
-}
-
-/// A reduction over no axes (or of a scalar) still applies its function to each element.
-fn over_nothing(c: &mut NodeContext<'_>, op: Reduce) -> Built {
-    let x = c.input(0)?;
-    let value = match op {
-        Reduce::L1 | Reduce::L2 => c.add(Op::Unary(Unary::Abs), &[x])?,
-        Reduce::SumSquare => c.add(Op::Binary(Binary::Mul), &[x, x])?,
-        Reduce::LogSum => c.add(Op::Unary(Unary::Log), &[x])?,
-        _ => c.add(Op::Identity, &[x])?,
-    };
-    Ok(vec![value])
 }
 
 fn arg(c: &mut NodeContext<'_>, max: bool) -> Built {
@@ -72,16 +65,25 @@ fn arg(c: &mut NodeContext<'_>, max: bool) -> Built {
 
 fn cum_sum(c: &mut NodeContext<'_>) -> Built {
     let rank = c.rank(c.input(0)?)?;
+    let (exclusive, reverse) = (c.flag("exclusive", false)?, c.flag("reverse", false)?);
+    if c.is_open(1) {
+        return c.plain(Op::Dynamic(Dynamic::CumSum { exclusive, reverse }), 2);
+    }
     let axis = match c.ints(1)?[..] {
         [axis] => c.axis(axis, rank)?,
         _ => return Err(OnnxError::invalid("needs one axis").into()),
     };
-    let (exclusive, reverse) = (c.flag("exclusive", false)?, c.flag("reverse", false)?);
     c.plain(Op::CumSum { axis, exclusive, reverse }, 1)
 }
 
 fn top_k(c: &mut NodeContext<'_>) -> Built {
-    let (x, k) = (c.input(0)?, c.input(1)?);
+    let x = c.input(0)?;
+    let k = if c.opset >= 10 {
+        c.input(1)?
+    } else {
+        let k = c.attributes.int("k")?.ok_or_else(|| OnnxError::invalid("lacks the attribute 'k'"))?;
+        c.graph.ints(&[k])
+    };
     let rank = c.rank(x)?;
     let axis = c.axis(c.int("axis", -1)?, rank)?;
     let op = Op::TopK { axis, largest: c.flag("largest", true)? };

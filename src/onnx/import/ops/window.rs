@@ -1,6 +1,6 @@
 //! Convolutions, pooling, resizing.
 
-use snlp_passes::ir::{Dim, Op, ValueId, Window};
+use snlp_passes::ir::{Dim, Op, PadMode, ValueId, Window};
 
 use super::{Builder, Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
@@ -34,9 +34,25 @@ fn conv(c: &mut NodeContext<'_>) -> Built {
 }
 
 fn average_pool(c: &mut NodeContext<'_>) -> Built {
-    let (kernel, window) = pool(c)?;
-    let count_include_pad = c.flag("count_include_pad", false)?;
-    c.plain(Op::AveragePool { window, kernel, count_include_pad }, 1)
+    let mut x = c.input(0)?;
+    let (kernel, mut window) = pool(c)?;
+    let mut count_include_pad = c.flag("count_include_pad", false)?;
+    if count_include_pad && c.flag("ceil_mode", false)? {
+        // What rounding up adds does not count, other padding does: it becomes part of the operand.
+        let n = kernel.len();
+        let (whole, dtype) = (c.rank(x)?, c.dtype(x)?);
+        let floor = self::window(c, x, &kernel)?.pads;
+        let mut pads = vec![0i64; 2 * whole];
+        for (axis, pad) in floor.iter().enumerate() {
+            let at = if axis < n { 2 + axis } else { whole + 2 + axis - n };
+            pads[at] = i64::try_from(*pad).unwrap_or(i64::MAX);
+        }
+        window.pads.iter_mut().zip(&floor).for_each(|(pad, own)| *pad -= own);
+        let (pads, zero) = (c.graph.ints(&pads), c.graph.float_scalar(dtype, 0.0));
+        x = c.add(Op::Pad { mode: PadMode::Constant }, &[x, pads, zero])?;
+        count_include_pad = false;
+    }
+    Ok(vec![c.add(Op::AveragePool { window, kernel, count_include_pad }, &[x])?])
 }
 
 fn max_pool(c: &mut NodeContext<'_>) -> Built {
@@ -46,14 +62,32 @@ fn max_pool(c: &mut NodeContext<'_>) -> Built {
 }
 
 fn pool(c: &mut NodeContext<'_>) -> Result<(Vec<usize>, Window), Decline> {
-    if c.flag("ceil_mode", false)? {
-        return Err(Decline::Opaque);
-    }
     let x = c.input(0)?;
     let kernel =
         sizes(c, "kernel_shape")?.ok_or_else(|| OnnxError::invalid("lacks the attribute 'kernel_shape'"))?;
-    let window = window(c, x, &kernel)?;
+    let mut window = window(c, x, &kernel)?;
+    // Automatic padding has no remainder to round.
+    if c.flag("ceil_mode", false)? && c.text("auto_pad", "NOTSET")? == "NOTSET" {
+        round_up(&c.shape(x)?, &kernel, &mut window)?;
+    }
     Ok((kernel, window))
+}
+
+/// Pads the end so that a last window which begins inside the operand or its padding has a place.
+fn round_up(shape: &[Dim], kernel: &[usize], window: &mut Window) -> Result<(), Decline> {
+    let n = kernel.len();
+    for axis in 0..n {
+        let size = shape.get(axis + 2).and_then(Dim::known_size).ok_or(Decline::Opaque)?;
+        let (begin, end, stride) = (window.pads[axis], window.pads[n + axis], window.strides[axis]);
+        let reach = kernel[axis].saturating_sub(1).saturating_mul(window.dilations[axis]).saturating_add(1);
+        let span = size.saturating_add(begin).saturating_add(end).saturating_sub(reach);
+        let last = span.div_ceil(stride).saturating_mul(stride);
+        if last < size.saturating_add(begin) {
+            let needed = last.saturating_add(reach).saturating_sub(size).saturating_sub(begin);
+            window.pads[n + axis] = end.max(needed);
+        }
+    }
+    Ok(())
 }
 
 fn sizes(c: &NodeContext<'_>, name: &str) -> Result<Option<Vec<usize>>, Decline> {
