@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crate::files::folder_of;
 use crate::text::{escaped, sentence};
+use snlp_passes::rewrite::SplitError;
 
 /// What went wrong in general; decides the exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -146,6 +147,14 @@ impl Error {
             text += &format!("\n  help: {}", lines(help));
         }
         text
+    }
+}
+
+impl From<SplitError> for Error {
+    fn from(error: SplitError) -> Self {
+        Error::input("the sizes in the model that depend on values cannot be found")
+            .because(error)
+            .help("'snlp inspect' lists operators that are not known")
     }
 }
 

@@ -2,6 +2,7 @@
 
 use snlp_passes::eval::EvalError;
 use snlp_passes::ir::Invalid;
+use snlp_passes::rewrite::SplitError;
 
 use crate::kernels::KernelError;
 use crate::schedule::ScheduleError;
@@ -55,6 +56,9 @@ pub enum RuntimeError {
     /// The symbols of the model could not be bound to the inputs' sizes.
     #[error("cannot bind the model's symbolic dimensions: {0}")]
     Bind(String),
+    /// Values decide sizes, and the graph cannot be cut there.
+    #[error(transparent)]
+    Split(#[from] SplitError),
     /// The graph is not valid.
     #[error(transparent)]
     Invalid(#[from] Invalid),

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use snlp_passes::ir::{Bindings, DType, Def, Graph, Tensor, validate};
-use snlp_passes::rewrite::{Dialect, Split, SplitError, bind, bindings_from, lower, split};
+use snlp_passes::rewrite::{Dialect, SplitError, Stages, bind, bindings_from, lower};
 
 use crate::device::{Gpu, lock};
 use crate::error::RuntimeError;
@@ -18,22 +18,6 @@ use crate::schedule::{
 /// Prepared plans that a session keeps; the one that was not used for longest goes first.
 const KEPT: usize = 8;
 
-/// What runs for one set of sizes.
-enum Stage {
-    /// All of it.
-    Whole(Prepared),
-    /// A part whose results decide the sizes in what follows.
-    Split(Box<Staged>),
-}
-
-/// A part of a graph, and what follows it for the values met.
-struct Staged {
-    split: Split,
-    first: Prepared,
-    /// By the values that decide, most recently used last.
-    rest: Vec<(Vec<Tensor>, Stage)>,
-}
-
 /// A graph on a device. Plans are made once per set of sizes and replayed; where values decide sizes, once
 /// per set of those values.
 pub struct Session {
@@ -42,7 +26,7 @@ pub struct Session {
     options: Options,
     shared: SharedBytes,
     /// Most recently used last.
-    prepared: Mutex<Vec<(Bindings, Stage)>>,
+    prepared: Mutex<Vec<(Bindings, Stages<Prepared>)>>,
 }
 
 impl Session {
@@ -112,8 +96,8 @@ impl Session {
     pub fn run(&self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, RuntimeError> {
         let ordered = self.check(inputs)?;
         let bindings = self.bindings(inputs)?;
-        self.with_stage(&bindings, |stage| {
-            let (prepared, ordered) = self.last(stage, ordered, &mut |_, _| Ok(()))?;
+        self.with_stages(&bindings, |stages| {
+            let (prepared, ordered) = self.last(stages, ordered)?;
             let outputs = prepared.run(&ordered)?;
             Ok(prepared.plan.outputs.iter().map(|o| o.name.clone()).zip(outputs).collect())
         })
@@ -131,13 +115,13 @@ impl Session {
     ) -> Result<Vec<Duration>, RuntimeError> {
         let ordered = self.check(inputs)?;
         let bindings = self.bindings(inputs)?;
-        self.with_stage(&bindings, |stage| {
-            if let Stage::Split(_) = stage {
+        self.with_stages(&bindings, |stages| {
+            if stages.is_split() {
                 // What decides is read back in every forward.
                 let mut times = Vec::with_capacity(iterations);
                 for warm in 0..=iterations {
                     let start = Instant::now();
-                    let (prepared, ordered) = self.last(stage, ordered.clone(), &mut |_, _| Ok(()))?;
+                    let (prepared, ordered) = self.last(stages, ordered.clone())?;
                     prepared.feed(&ordered)?;
                     prepared.submit(false)?;
                     self.gpu.wait()?;
@@ -145,7 +129,7 @@ impl Session {
                 }
                 return Ok(times);
             }
-            let (prepared, ordered) = self.last(stage, ordered, &mut |_, _| Ok(()))?;
+            let (prepared, ordered) = self.last(stages, ordered)?;
             prepared.feed(&ordered)?;
             self.gpu.wait()?;
             let mut times = Vec::with_capacity(iterations);
@@ -166,9 +150,9 @@ impl Session {
     pub fn profile(&self, inputs: &[(String, Tensor)]) -> Result<Vec<StepTime>, RuntimeError> {
         let ordered = self.check(inputs)?;
         let bindings = self.bindings(inputs)?;
-        self.with_stage(&bindings, |stage| {
+        self.with_stages(&bindings, |stages| {
             let mut steps = vec![];
-            let mut measure = |prepared: &Prepared, inputs: &[Tensor]| {
+            let mut measure = |prepared: &Prepared, inputs: &[Tensor]| -> Result<(), RuntimeError> {
                 prepared.feed(inputs)?;
                 // Drivers compile at the first dispatch.
                 prepared.submit(false)?;
@@ -176,7 +160,11 @@ impl Session {
                 steps.extend(profile(prepared)?);
                 Ok(())
             };
-            let (prepared, ordered) = self.last(stage, ordered, &mut measure)?;
+            let (prepared, ordered) =
+                stages.last(ordered, &|graph| self.prepare(graph), &mut |part, inputs| {
+                    measure(part, inputs)?;
+                    part.run(inputs)
+                })?;
             measure(prepared, &ordered)?;
             Ok(steps)
         })
@@ -205,50 +193,18 @@ impl Session {
         Ok(plan(validate(&bound)?, self.gpu.limits(), &self.options)?)
     }
 
-    /// Prepares a graph without symbols, up to where values decide sizes.
-    fn stage(&self, bound: Graph) -> Result<Stage, RuntimeError> {
-        let split = match split(&bound) {
-            Ok(split) => split,
-            Err(SplitError::Undecided { value, shape }) => {
-                let unknown = unknown_operators(&bound);
-                let unsized_ = || ScheduleError::UnknownShape { value, shape };
-                let error = if unknown.is_empty() { unsized_() } else { ScheduleError::Unsupported(unknown) };
-                return Err(error.into());
-            }
-            Err(error) => return Err(split_error(&error)),
-        };
-        Ok(match split {
-            None => Stage::Whole(Prepared::new(&self.gpu, self.plan(bound)?, &self.shared)?),
-            Some(split) => {
-                let plan = self.plan(split.first.clone())?;
-                let first = Prepared::new(&self.gpu, plan, &self.shared)?;
-                Stage::Split(Box::new(Staged { split, first, rest: vec![] }))
-            }
-        })
+    /// Prepares a graph without symbols whose sizes are all known.
+    fn prepare(&self, bound: Graph) -> Result<Prepared, RuntimeError> {
+        Prepared::new(&self.gpu, self.plan(bound)?, &self.shared)
     }
 
-    /// Runs every part but the last; returns that with its inputs. `before` sees each part with its inputs
-    /// before it runs.
+    /// Runs every part but the last; returns that with its inputs.
     fn last<'a>(
         &self,
-        mut stage: &'a mut Stage,
-        mut inputs: Vec<Tensor>,
-        before: &mut dyn FnMut(&Prepared, &[Tensor]) -> Result<(), RuntimeError>,
+        stages: &'a mut Stages<Prepared>,
+        inputs: Vec<Tensor>,
     ) -> Result<(&'a Prepared, Vec<Tensor>), RuntimeError> {
-        loop {
-            let staged = match stage {
-                Stage::Whole(prepared) => return Ok((prepared, inputs)),
-                Stage::Split(staged) => staged,
-            };
-            before(&staged.first, &inputs)?;
-            let results = staged.first.run(&inputs)?;
-            let (key, passed) = staged.split.cross(&results).map_err(|e| split_error(&e))?;
-            let split = &staged.split;
-            stage = recent(&mut staged.rest, &key, || {
-                self.stage(split.rest(&key, &passed).map_err(|e| split_error(&e))?)
-            })?;
-            inputs.extend(passed);
-        }
+        stages.last(inputs, &|graph| self.prepare(graph), &mut |part, inputs| part.run(inputs))
     }
 
     /// Sizes for the model's symbols that these inputs imply.
@@ -300,41 +256,35 @@ impl Session {
         Ok(ordered)
     }
 
-    fn with_stage<T>(
+    fn with_stages<T>(
         &self,
         bindings: &Bindings,
-        work: impl FnOnce(&mut Stage) -> Result<T, RuntimeError>,
+        work: impl FnOnce(&mut Stages<Prepared>) -> Result<T, RuntimeError>,
     ) -> Result<T, RuntimeError> {
         let mut kept = lock(&self.prepared);
-        work(recent(&mut kept, bindings, || self.stage(self.bound(bindings)?))?)
-    }
-}
-
-/// The entry of a key, made where there is none, as the most recently used.
-fn recent<'a, K: PartialEq + Clone>(
-    kept: &'a mut Vec<(K, Stage)>,
-    key: &K,
-    make: impl FnOnce() -> Result<Stage, RuntimeError>,
-) -> Result<&'a mut Stage, RuntimeError> {
-    let entry = match kept.iter().position(|(k, _)| k == key) {
-        Some(at) => kept.remove(at),
-        None => {
-            let stage = make()?;
-            if kept.len() >= KEPT {
-                kept.remove(0);
+        let entry = match kept.iter().position(|(b, _)| b == bindings) {
+            Some(at) => kept.remove(at),
+            None => {
+                let stages = Stages::new(self.bound(bindings)?, &|graph| self.prepare(graph));
+                let stages = stages.map_err(|error| match (&error, unknown_operators(&self.graph)) {
+                    // Sizes that nothing decides are a consequence of operators without inference.
+                    (RuntimeError::Split(SplitError::Undecided { .. }), unknown) if !unknown.is_empty() => {
+                        ScheduleError::Unsupported(unknown).into()
+                    }
+                    _ => error,
+                })?;
+                if kept.len() >= KEPT {
+                    kept.remove(0);
+                }
+                (bindings.clone(), stages)
             }
-            (key.clone(), stage)
+        };
+        kept.push(entry);
+        match kept.last_mut() {
+            Some((_, stages)) => work(stages),
+            None => Err(RuntimeError::Bind("no plan".into())),
         }
-    };
-    kept.push(entry);
-    match kept.last_mut() {
-        Some((_, stage)) => Ok(stage),
-        None => Err(RuntimeError::Bind("no plan".into())),
     }
-}
-
-fn split_error(error: &SplitError) -> RuntimeError {
-    RuntimeError::Bind(error.to_string())
 }
 
 /// How a stacked constant will lie on the device: matrices as the options say, vectors as f32.

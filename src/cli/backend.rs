@@ -188,7 +188,7 @@ pub fn runtime_error(e: RuntimeError) -> Error {
         E::Input { .. } | E::Inputs { .. } | E::Index { .. } | E::Integer { .. } => {
             (Kind::Input, "'snlp inspect' shows the inputs of the model")
         }
-        E::Invalid(_) | E::Schedule(_) | E::Kernel(_) | E::Host { .. } | E::Cpu(_) => {
+        E::Invalid(_) | E::Schedule(_) | E::Kernel(_) | E::Host { .. } | E::Cpu(_) | E::Split(_) => {
             (Kind::Input, "another backend may run it (--backend); README.md lists what is supported")
         }
         E::Gpu { .. } | E::Shader { .. } => {

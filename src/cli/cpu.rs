@@ -1,12 +1,13 @@
-//! Graphs on the CPU: bound to sizes, lowered to plain operators, handed to tract as ONNX.
+//! Graphs on the CPU: bound to sizes, lowered to plain operators, handed to tract as ONNX. Where values decide
+//! sizes, in parts.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use snlp::error::{Error, Kind};
 use snlp::onnx::{Model, ModelInfo, WriteOptions};
 use snlp::passes::ir::{Bindings, Graph, Tensor};
-use snlp::passes::rewrite::{Dialect, bind, bindings_from, lower};
+use snlp::passes::rewrite::{Dialect, Stages, bind, bindings_from, lower};
 use snlp::runtime::cpu::CpuModel;
 
 use super::backend::runtime_error;
@@ -14,77 +15,128 @@ use super::backend::runtime_error;
 /// Models kept for sizes that were used last.
 const KEPT: usize = 4;
 
-/// A graph on the CPU; one tract model per set of sizes.
+/// A graph on the CPU; tract models for each set of sizes.
 pub struct CpuRunner {
     graph: Graph,
     /// Most recently used last.
-    models: Mutex<Vec<(Bindings, Arc<CpuModel>)>>,
+    stages: Mutex<Vec<(Bindings, Stages<Part>)>>,
+}
+
+/// A model with what its inputs and outputs are called, in order.
+struct Part {
+    model: CpuModel,
+    inputs: Vec<String>,
+    outputs: Vec<String>,
+}
+
+impl Part {
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, Error> {
+        let named: Vec<(String, Tensor)> = self.inputs.iter().cloned().zip(inputs.iter().cloned()).collect();
+        let found = self.model.run(&named).map_err(runtime_error)?;
+        let output = |name: &String| {
+            let tensor = found.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
+            tensor.ok_or_else(|| missing(name))
+        };
+        self.outputs.iter().map(output).collect()
+    }
+}
+
+fn missing(output: &str) -> Error {
+    Error::new(Kind::Internal, format!("the CPU backend did not return '{output}'"))
 }
 
 impl CpuRunner {
     /// A runner of one graph; nothing is prepared before the first run.
     pub fn new(graph: Graph) -> Self {
-        CpuRunner { graph, models: Mutex::default() }
+        CpuRunner { graph, stages: Mutex::default() }
     }
 
     /// Runs the graph; outputs come in the graph's order.
     pub fn run(&self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, Error> {
-        let outputs = self.model(inputs)?.run(inputs).map_err(runtime_error)?;
-        self.graph.outputs.iter().map(|o| declared(&self.graph, o, &outputs)).collect()
+        let outputs = self.with_stages(inputs, |stages, inputs| forward(stages, inputs))?;
+        self.graph.outputs.iter().zip(&outputs).map(|(o, t)| declared(&self.graph, o, t)).collect()
     }
 
     /// The time of each of `count` forwards.
     pub fn time(&self, inputs: &[(String, Tensor)], count: usize) -> Result<Vec<Duration>, Error> {
-        let model = self.model(inputs)?;
-        let once = |_| {
-            let start = Instant::now();
-            model.run(inputs).map_err(runtime_error)?;
-            Ok(start.elapsed())
-        };
-        (0..count).map(once).collect()
+        self.with_stages(inputs, |stages, inputs| {
+            // What is prepared on the way is prepared before the first.
+            stages.last(inputs.clone(), &prepare, &mut |part: &Part, inputs| part.run(inputs))?;
+            let mut once = || {
+                let start = Instant::now();
+                forward(stages, inputs.clone())?;
+                Ok(start.elapsed())
+            };
+            (0..count).map(|_| once()).collect()
+        })
     }
 
-    fn model(&self, inputs: &[(String, Tensor)]) -> Result<Arc<CpuModel>, Error> {
+    /// Works on what runs for the sizes of these inputs, given in the graph's order.
+    fn with_stages<T>(
+        &self,
+        inputs: &[(String, Tensor)],
+        work: impl FnOnce(&mut Stages<Part>, Vec<Tensor>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let shapes: Vec<(&str, &[usize])> = inputs.iter().map(|(n, t)| (n.as_str(), t.shape())).collect();
         let bindings = bindings_from(&self.graph, &shapes)
             .map_err(|e| Error::input("the shapes of the inputs do not fit the model").because(e))?;
-        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = models.iter().position(|(b, _)| *b == bindings) {
-            let entry = models.remove(at);
-            models.push(entry);
-        } else {
-            let model = Arc::new(self.prepare(&bindings)?);
-            if models.len() >= KEPT {
-                models.remove(0);
+        let mut ordered = vec![];
+        for v in self.graph.inputs() {
+            let name = self.graph.value(*v).name.as_deref().unwrap_or_default();
+            match inputs.iter().find(|(n, _)| n == name) {
+                Some((_, tensor)) => ordered.push(tensor.clone()),
+                None => {
+                    return Err(Error::input(format!("input '{name}' is missing"))
+                        .help("give every input that 'snlp inspect' lists"));
+                }
             }
-            models.push((bindings, model));
         }
-        let last = models.last().map(|(_, m)| m.clone());
-        last.ok_or_else(|| Error::new(Kind::Internal, "no model was prepared"))
-    }
-
-    fn prepare(&self, bindings: &Bindings) -> Result<CpuModel, Error> {
-        let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
-            Error::input("the model cannot be prepared for the CPU").because(e).help("try --backend gpu")
+        let mut kept = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = match kept.iter().position(|(b, _)| *b == bindings) {
+            Some(at) => kept.remove(at),
+            None => {
+                let bound = bind(&self.graph, &bindings)
+                    .map_err(|e| runtime_error(snlp::runtime::RuntimeError::Bind(e.to_string())))?;
+                let stages = Stages::new(bound, &prepare)?;
+                if kept.len() >= KEPT {
+                    kept.remove(0);
+                }
+                (bindings, stages)
+            }
         };
-        let mut graph = bind(&self.graph, bindings)
-            .map_err(|e| runtime_error(snlp::runtime::RuntimeError::Bind(e.to_string())))?;
-        lower(&mut graph, &Dialect::basic()).map_err(|e| failed(e.into()))?;
-        let info = ModelInfo::standard(17);
-        let options = WriteOptions { inline: true, ..WriteOptions::default() };
-        let bytes = Model { graph, info }.encode(&options).map_err(|e| failed(e.into()))?;
-        CpuModel::from_onnx(&bytes).map_err(runtime_error)
+        kept.push(entry);
+        match kept.last_mut() {
+            Some((_, stages)) => work(stages, ordered),
+            None => Err(Error::new(Kind::Internal, "no model was prepared")),
+        }
     }
+}
+
+fn forward(stages: &mut Stages<Part>, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+    let (last, inputs) = stages.last(inputs, &prepare, &mut |part: &Part, inputs| part.run(inputs))?;
+    last.run(&inputs)
+}
+
+/// A graph without symbols as a model of tract's.
+fn prepare(mut graph: Graph) -> Result<Part, Error> {
+    let failed = |e: Box<dyn std::error::Error + Send + Sync>| {
+        Error::input("the model cannot be prepared for the CPU").because(e).help("try --backend gpu")
+    };
+    lower(&mut graph, &Dialect::basic()).map_err(|e| failed(e.into()))?;
+    let inputs = graph.inputs().iter().map(|v| graph.value(*v).name.clone().unwrap_or_default()).collect();
+    let outputs = graph.outputs.iter().map(|o| o.name.clone()).collect();
+    let info = ModelInfo::standard(17);
+    let options = WriteOptions { inline: true, ..WriteOptions::default() };
+    let bytes = Model { graph, info }.encode(&options).map_err(|e| failed(e.into()))?;
+    Ok(Part { model: CpuModel::from_onnx(&bytes).map_err(runtime_error)?, inputs, outputs })
 }
 
 /// An output under the name and dtype that the graph gives it.
 fn declared(
     graph: &Graph,
     output: &snlp::passes::ir::Output,
-    computed: &[(String, Tensor)],
+    tensor: &Tensor,
 ) -> Result<(String, Tensor), Error> {
-    let missing = || Error::new(Kind::Internal, format!("the CPU backend did not return '{}'", output.name));
-    let (_, tensor) = computed.iter().find(|(n, _)| *n == output.name).ok_or_else(missing)?;
     let tensor = match graph.ty(output.value) {
         Some(ty) => snlp::feeds::convert(tensor, ty.dtype)
             .map_err(|e| Error::new(Kind::Internal, format!("output '{}': {e}", output.name)))?,

@@ -10,7 +10,7 @@
 //! post-norm models, the normalisation. The stream is found in one walk in order of evaluation: every
 //! value keeps the best way that leads to it.
 
-use std::collections::HashSet;
+use std::collections::{BinaryHeap, HashSet};
 
 use super::chain::Stopped;
 use crate::ir::{Binary, Graph, Node, NodeId, Op, Type, Unary, ValueId};
@@ -84,6 +84,8 @@ pub struct Stream {
 struct Best {
     joins: u32,
     last: Option<Event>,
+    /// The first state of the way, when there is more than one.
+    origin: Option<ValueId>,
 }
 
 /// Finds the longest residual stream.
@@ -108,7 +110,8 @@ pub fn find_stream(graph: &Graph) -> Result<Stream, Stopped> {
             let found = best[output.index()];
             let mix = matches!((event, found.last), (Event::Map { .. }, Some(Event::Join { .. })));
             if found.last.is_none() || joins > found.joins || (joins == found.joins && mix) {
-                best[output.index()] = Best { joins, last: Some(event) };
+                let origin = best[operand.index()].origin.or(Some(operand));
+                best[output.index()] = Best { joins, last: Some(event), origin };
             }
         }
     }
@@ -246,19 +249,34 @@ fn step(
     }
 }
 
+/// The states on the way to a value, walked back only as far as is asked for: most branches come from a state
+/// near by.
+struct Way<'b> {
+    best: &'b [Best],
+    states: HashSet<ValueId>,
+    end: ValueId,
+}
+
+impl Way<'_> {
+    /// Whether `v` is one of the states.
+    fn passes(&mut self, v: ValueId, position: &[usize]) -> bool {
+        while position[self.end.index()] > position[v.index()] {
+            let Some(event) = self.best[self.end.index()].last else { break };
+            self.end = event.input();
+            self.states.insert(self.end);
+        }
+        self.states.contains(&v)
+    }
+}
+
 /// Whether `branch` is computed, by more than scaling, from a state on the way to `skip`.
 fn is_branch_of(graph: &Graph, best: &[Best], position: &[usize], branch: ValueId, skip: ValueId) -> bool {
-    let mut states = HashSet::from([skip]);
-    let mut oldest = skip;
-    while let Some(event) = best[oldest.index()].last {
-        oldest = event.input();
-        states.insert(oldest);
-    }
+    let mut way = Way { best, states: HashSet::from([skip]), end: skip };
     let core = scaled_core(graph, branch);
     // A state that is only mixed or scaled is no branch.
     let mut mixed = core;
     loop {
-        if states.contains(&mixed) {
+        if way.passes(mixed, position) {
             return false;
         }
         match best[mixed.index()].last {
@@ -266,15 +284,17 @@ fn is_branch_of(graph: &Graph, best: &[Best], position: &[usize], branch: ValueI
             _ => break,
         }
     }
-    let horizon = position[oldest.index()];
+    let horizon = best[skip.index()].origin.map_or(position[skip.index()], |origin| position[origin.index()]);
     let mut seen = HashSet::new();
-    let mut stack = vec![core];
-    while let Some(v) = stack.pop() {
-        if states.contains(&v) {
+    // The latest first, so that the way is walked back no further than the branch reaches.
+    let mut waiting = BinaryHeap::from([(position[core.index()], core)]);
+    while let Some((at, v)) = waiting.pop() {
+        if way.passes(v, position) {
             return true;
         }
-        if position[v.index()] > horizon && seen.insert(v) {
-            stack.extend(graph.producing(v).into_iter().flat_map(Node::operands));
+        if at > horizon && seen.insert(v) {
+            let operands = graph.producing(v).into_iter().flat_map(Node::operands);
+            waiting.extend(operands.map(|v| (position[v.index()], v)));
         }
     }
     false

@@ -108,9 +108,13 @@ fn uniform_tensor(t: &Tensor) -> Option<f64> {
     if t.is_empty() || t.len() > 1 << 16 {
         return None;
     }
-    let all = t.to_f64();
-    let first = *all.first()?;
-    all.iter().all(|x| *x == first).then_some(first)
+    let (bytes, size) = (t.bytes(), t.dtype().size());
+    let first = bytes.get(..size)?;
+    if bytes.chunks_exact(size).any(|x| x != first) {
+        return None;
+    }
+    let first = Tensor::from_bytes(t.dtype(), vec![], bytes.slice(..size)).ok()?;
+    first.item().filter(|x| !x.is_nan())
 }
 
 /// The value of a one-element constant of any rank.

@@ -48,7 +48,7 @@ pub use driver::{CleanUpReport, apply_pass, clean_up, clean_up_exact};
 pub use lower::{Dialect, lower};
 pub use merge::{MergeError, merge};
 pub use parallelize::{ParallelizeError, Parallelized, SegmentReport, parallelize};
-pub use stage::{Split, SplitError, split};
+pub use stage::{SplitError, Stages};
 pub use vectorize::VectorizeError;
 
 use std::fmt;

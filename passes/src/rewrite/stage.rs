@@ -5,11 +5,11 @@
 //!                             x ─▶ x[:n] ─▶ ..         rest, with n known: Range, x[:n], ..
 //! ```
 //!
-//! A value *decides* where its elements are sizes, bounds or axes ([`deciding`]); the result of `NonZero` has
-//! as many elements as its operand has others than zero, so that operand decides. [`split`] finds the values
-//! that decide and can be computed, and cuts there. [`Split::rest`] is the graph behind the cut for the values
+//! A value *decides* where its elements are sizes, bounds or axes (`deciding`); the result of `NonZero` has
+//! as many elements as its operand has others than zero, so that operand decides. `split` finds the values
+//! that decide and can be computed, and cuts there. The rest is the graph behind the cut for the values
 //! found: what decided is constant in it, all else that crosses the cut is an input. It may have to be split
-//! again.
+//! again: [`Stages`] is the whole of it, for whatever runs the parts.
 
 use std::collections::{HashMap, HashSet};
 
@@ -37,10 +37,9 @@ fn needs_elements(op: &Op) -> bool {
 }
 
 /// A graph of bound sizes, cut.
-#[derive(Clone)]
-pub struct Split {
-    /// What comes before the cut: the inputs that it needs, and as outputs what the rest needs.
-    pub first: Graph,
+struct Split {
+    /// What comes before the cut: the graph's inputs, and as outputs what the rest needs.
+    first: Graph,
     graph: Graph,
     /// What each output of `first` is in `graph`.
     crossing: Vec<Crossing>,
@@ -84,7 +83,7 @@ pub enum SplitError {
 ///
 /// # Errors
 /// When sizes are unknown that no value decides, such as those of an unknown operator's results.
-pub fn split(graph: &Graph) -> Result<Option<Split>, SplitError> {
+fn split(graph: &Graph) -> Result<Option<Split>, SplitError> {
     let order = graph.topological()?;
     let live = live(graph);
     let order: Vec<NodeId> = order.into_iter().filter(|n| live.contains(n)).collect();
@@ -209,7 +208,7 @@ impl Split {
     ///
     /// # Errors
     /// When a NonZero cannot be evaluated.
-    pub fn cross(&self, results: &[Tensor]) -> Result<(Vec<Tensor>, Vec<Tensor>), SplitError> {
+    fn cross(&self, results: &[Tensor]) -> Result<(Vec<Tensor>, Vec<Tensor>), SplitError> {
         let (mut key, mut passed) = (vec![], vec![]);
         for c in &self.crossing {
             let Some(tensor) = self.output_of(c.value).and_then(|n| results.get(n)) else { continue };
@@ -240,11 +239,11 @@ impl Split {
     }
 
     /// The graph behind the cut for a key and the passed tensors of [`Split::cross`]. Its inputs are the
-    /// graph's own, then one for each passed tensor, called [`Split::passed_name`]; its outputs the graph's.
+    /// graph's own, then one for each passed tensor; its outputs the graph's.
     ///
     /// # Errors
     /// When the graph contradicts the values.
-    pub fn rest(&self, key: &[Tensor], passed: &[Tensor]) -> Result<Graph, SplitError> {
+    fn rest(&self, key: &[Tensor], passed: &[Tensor]) -> Result<Graph, SplitError> {
         let mut graph = self.graph.clone();
         let (mut key, mut passed) = (key.iter(), passed.iter().enumerate());
         let mut map: HashMap<ValueId, ValueId> = HashMap::new();
@@ -276,14 +275,226 @@ impl Split {
         graph.remove_dead();
         Ok(bind(&graph, &Bindings::new())?)
     }
+}
 
-    /// The name of the input for the `n`-th passed tensor.
-    pub fn passed_name(n: usize) -> String {
-        passed_name(n)
+/// Cuts that are kept per place, for the values met; the one that was not used for longest goes first.
+const KEPT: usize = 8;
+
+/// What runs for one set of sizes: parts of type `P`, prepared when they are first needed.
+pub enum Stages<P> {
+    /// All of it.
+    Whole(P),
+    /// A part whose results decide the sizes in what follows.
+    Split(Box<Cut<P>>),
+}
+
+/// A part of a graph, and what follows it for the values met.
+pub struct Cut<P> {
+    split: Split,
+    first: P,
+    /// By what decided, most recently used last.
+    rest: Vec<(Vec<Tensor>, Stages<P>)>,
+}
+
+impl<P> Stages<P> {
+    /// Prepares a graph whose inputs have known sizes, up to where values decide sizes.
+    ///
+    /// # Errors
+    /// When the graph cannot be cut, or the preparation fails.
+    pub fn new<E: From<SplitError>>(
+        graph: Graph,
+        prepare: &dyn Fn(Graph) -> Result<P, E>,
+    ) -> Result<Self, E> {
+        Ok(match split(&graph)? {
+            None => Stages::Whole(prepare(graph)?),
+            Some(split) => {
+                let first = prepare(split.first.clone())?;
+                Stages::Split(Box::new(Cut { split, first, rest: vec![] }))
+            }
+        })
+    }
+
+    /// Whether values decide sizes.
+    pub fn is_split(&self) -> bool {
+        matches!(self, Stages::Split(_))
+    }
+
+    /// Runs every part but the last on the graph's inputs, in order; returns the last with its inputs.
+    ///
+    /// # Errors
+    /// As [`Stages::new`], and those of `run`.
+    pub fn last<E: From<SplitError>>(
+        &mut self,
+        mut inputs: Vec<Tensor>,
+        prepare: &dyn Fn(Graph) -> Result<P, E>,
+        run: &mut dyn FnMut(&P, &[Tensor]) -> Result<Vec<Tensor>, E>,
+    ) -> Result<(&P, Vec<Tensor>), E> {
+        let mut stage = self;
+        loop {
+            let cut = match stage {
+                Stages::Whole(part) => return Ok((part, inputs)),
+                Stages::Split(cut) => cut,
+            };
+            let results = run(&cut.first, &inputs)?;
+            let (key, passed) = cut.split.cross(&results)?;
+            let at = match cut.rest.iter().position(|(k, _)| *k == key) {
+                Some(at) => at,
+                None => {
+                    let rest = Stages::new(cut.split.rest(&key, &passed)?, prepare)?;
+                    if cut.rest.len() >= KEPT {
+                        cut.rest.remove(0);
+                    }
+                    cut.rest.push((key, rest));
+                    cut.rest.len() - 1
+                }
+            };
+            let latest = cut.rest.remove(at);
+            cut.rest.push(latest);
+            inputs.extend(passed);
+            let end = cut.rest.len() - 1;
+            stage = &mut cut.rest[end].1;
+        }
     }
 }
 
 /// No model names an input so.
 fn passed_name(n: usize) -> String {
     format!("\u{1}passed {n}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::eval_graph;
+    use crate::ir::{Binary, DType, Dim, Dynamic, Opaque, Reduce, Symbol, Unary};
+    use crate::rewrite::testing::{f32s, random};
+
+    /// Runs a graph in stages under the evaluator; also says how many parts there were.
+    fn staged(stages: &mut Stages<Graph>, inputs: &[Tensor]) -> (Vec<Tensor>, usize) {
+        let mut parts = 1;
+        let run = |part: &Graph, inputs: &[Tensor]| {
+            let open =
+                part.values().filter(|(v, _)| part.producer(*v).is_some_and(|n| part.node(n).is_some()));
+            for (v, _) in open {
+                assert!(part.ty(v).is_some_and(|t| t.known_shape().is_some()), "{v:?} has no known size");
+            }
+            let feed = part.inputs().iter().copied().zip(inputs.iter().cloned()).collect();
+            Ok::<_, SplitError>(eval_graph(part, &feed)?)
+        };
+        let (last, inputs) = stages
+            .last(inputs.to_vec(), &Ok::<Graph, SplitError>, &mut |part, inputs| {
+                parts += 1;
+                run(part, inputs)
+            })
+            .unwrap();
+        (run(last, &inputs).unwrap(), parts)
+    }
+
+    /// Checks several sets of inputs of the same sizes, in turn, and returns the number of parts.
+    fn agrees(g: &Graph, sizes: &[(&str, i64)], sets: &[Vec<Tensor>]) -> usize {
+        let bindings = sizes.iter().map(|(s, n)| (Symbol::new(s), *n)).collect();
+        let mut clean = g.clone();
+        crate::rewrite::clean_up(&mut clean).unwrap();
+        let mut parts = 0;
+        for g in [g, &clean] {
+            let mut stages = Stages::new(bind(g, &bindings).unwrap(), &Ok::<Graph, SplitError>).unwrap();
+            for inputs in sets.iter().chain(sets) {
+                let feed = g.inputs().iter().copied().zip(inputs.iter().cloned()).collect();
+                let expected = eval_graph(g, &feed).unwrap();
+                let (actual, n) = staged(&mut stages, inputs);
+                assert_eq!(expected, actual);
+                parts = n;
+            }
+        }
+        parts
+    }
+
+    fn ints(shape: &[usize], data: &[i64]) -> Tensor {
+        Tensor::from_vec(shape.to_vec(), data.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_the_inputs_sizes_decide_is_not_cut() {
+        let mut g = Graph::new("plain");
+        let x = g.add_input("x", f32s(&[2, 3]));
+        let shape = g.ints(&[3, 2]);
+        let y = g.op(Op::Reshape { allow_zero: false }, &[x, shape]);
+        g.add_output("y", y);
+        assert!(split(&g).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_values_of_a_mask_decide_how_much_is_read() {
+        let mut g = Graph::new("mask");
+        let mask = g.add_input("mask", Type::new(DType::I64, vec![Dim::symbol("t")]));
+        let x = g.add_input("x", f32s(&[-2, 4]));
+        let n = g.op(Op::Reduce { op: Reduce::Sum, axes: vec![0], keepdims: true }, &[mask]);
+        let start = g.ints(&[0]);
+        let head = g.op(Op::Slice { axes: vec![0], steps: vec![1] }, &[x, start, n]);
+        let flat = g.ints(&[]);
+        let limit = g.op(Op::Reshape { allow_zero: false }, &[n, flat]);
+        let (zero, one) = (g.scalar(0i64), g.scalar(1i64));
+        let positions = g.op(Op::Range, &[zero, limit, one]);
+        let y = g.un(Unary::Exp, head);
+        g.add_output("y", y);
+        g.add_output("positions", positions);
+        let x = random(1, &[3, 4]);
+        let sets = [[1, 1, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1]].map(|m| vec![ints(&[3], &m), x.clone()]);
+        assert_eq!(agrees(&g, &[("t", 3)], &sets), 2);
+    }
+
+    #[test]
+    fn what_a_layer_computes_decides_twice() {
+        // A mixture of experts: the tokens that a router's scores choose, then as many of them as there are.
+        let mut g = Graph::new("experts");
+        let x = g.add_input("x", f32s(&[-2, 4]));
+        let w = g.constant(random(2, &[4, 2]));
+        let scores = g.op(Op::MatMul, &[x, w]);
+        let zero = g.num(0.0);
+        let chosen = g.bin(Binary::Greater, scores, zero);
+        let at = g.op(Op::NonZero, &[chosen]);
+        let (first, second, end) = (g.ints(&[0]), g.ints(&[1]), g.ints(&[2]));
+        let rows = g.op(Op::Slice { axes: vec![0], steps: vec![1] }, &[at, first, second]);
+        let rows = g.op(Op::Squeeze { axes: vec![0] }, &[rows]);
+        let picked = g.op(Op::Gather { axis: 0 }, &[x, rows]);
+        let size = g.op(Op::Shape { start: 0, end: 2 }, &[picked]);
+        let size = g.op(Op::Slice { axes: vec![0], steps: vec![1] }, &[size, first, second]);
+        let half = g.bin(Binary::Div, size, end);
+        let y = g.op(Op::Slice { axes: vec![0], steps: vec![1] }, &[picked, half, size]);
+        let y = g.un(Unary::Tanh, y);
+        g.add_output("y", y);
+        g.add_output("scores", scores);
+        let sets: Vec<_> = (1..5).map(|seed| vec![random(seed, &[5, 4])]).collect();
+        assert!(agrees(&g, &[("t", 5)], &sets) >= 2);
+    }
+
+    #[test]
+    fn axes_given_at_run_time_decide_the_form() {
+        let mut g = Graph::new("axes");
+        let x = g.add_input("x", f32s(&[-1, -2, 4]));
+        let axes = g.add_input("axes", Type::new(DType::I64, vec![1i64.into()]));
+        let sum = Dynamic::Reduce { op: Reduce::Sum, keepdims: false, noop: false };
+        let y = g.op(Op::Dynamic(sum), &[x, axes]);
+        let y = g.op(Op::Dynamic(Dynamic::Unsqueeze), &[y, axes]);
+        g.add_output("y", y);
+        let x = random(1, &[2, 3, 4]);
+        let sets = [0, -1, 1].map(|axis| vec![x.clone(), ints(&[1], &[axis])]);
+        assert_eq!(agrees(&g, &[("b", 2), ("t", 3)], &sets), 2);
+    }
+
+    #[test]
+    fn sizes_that_nothing_decides_are_named() {
+        let mut g = Graph::new("unknown");
+        let x = g.add_input("x", f32s(&[2]));
+        let op = Op::Opaque(Box::new(Opaque {
+            domain: "com.example".into(),
+            op_type: "Unknown".into(),
+            attributes: vec![],
+            captures: vec![],
+        }));
+        let y = g.add_named("mystery", op, &[x]).unwrap();
+        g.add_output("y", y);
+        let Err(SplitError::Undecided { value, .. }) = split(&g) else { panic!("decided") };
+        assert_eq!(value, "mystery");
+    }
 }

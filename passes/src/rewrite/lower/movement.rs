@@ -102,11 +102,12 @@ fn constant(
     if parts.len() == 1 { Ok(x) } else { graph.add(Op::Concat { axis }, &parts) }
 }
 
-/// Where the elements of a padded axis of `size` come from; `None` where there is nothing to take them
-/// from.
+/// Where the elements of a padded axis of `size` come from, which is cropped first; `None` where there is
+/// nothing to take them from.
 fn places(size: i64, begin: i64, end: i64, mode: PadMode) -> Option<Tensor> {
-    let last = size.checked_add(end)?;
-    let from = begin.checked_neg()?;
+    let cropped = begin.min(0).checked_neg()?;
+    let size = size.checked_sub(cropped)?.checked_add(end.min(0))?;
+    let (from, last) = (begin.max(0).checked_neg()?, size.max(0).checked_add(end.max(0))?);
     if size < 1 && from < last {
         return None;
     }
@@ -119,5 +120,5 @@ fn places(size: i64, begin: i64, end: i64, mode: PadMode) -> Option<Tensor> {
             i.min(period - i).min(size - 1)
         }
     };
-    Some(Tensor::ints(&(from..last).map(place).collect::<Vec<_>>()))
+    Some(Tensor::ints(&(from..last).map(|i| place(i) + cropped).collect::<Vec<_>>()))
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::ir::{
-    Attention, Binary, Correction, CorrectionForm, DType, Rotary, RotaryTable, Tensor, Type, Unary,
+    Attention, Binary, Correction, CorrectionForm, DType, PadMode, Rotary, RotaryTable, ScatterReduction,
+    Tensor, Type, Unary, Window,
 };
 use crate::rewrite::testing::{assert_same, count, f32s, histogram, random};
 
@@ -192,7 +193,7 @@ fn f16_norms_compute_wide() {
 }
 
 #[test]
-fn our_runtime_takes_all_but_einsum() {
+fn our_runtime_takes_attention_and_norms() {
     for g in [
         attention(Attention { causal: true, window: Some(2), ..PLAIN }, 2, &[3, -1], None),
         one(Op::RmsNorm { axis: 2, epsilon: 1e-5 }, &[f32s(&[-1, -2, 8])]),
@@ -236,5 +237,129 @@ fn einsum_becomes_matmul() {
         let g = lowered(&one(Op::Einsum { equation: equation.into() }, &types), &Dialect::basic());
         assert_basic(&g);
         assert!(count(&g, "Transpose") <= transposes, "{equation}: {:?}", histogram(&g));
+    }
+}
+
+/// Lowers for our runtime and compares; nothing composite may be left.
+fn without_composites(g: &Graph) {
+    let out = lowered(g, &Dialect::runtime());
+    let composite = |op: &Op| {
+        matches!(
+            op,
+            Op::OneHot { .. }
+                | Op::GatherNd { .. }
+                | Op::ScatterNd { .. }
+                | Op::EyeLike { .. }
+                | Op::Tile
+                | Op::Pad { .. }
+                | Op::BatchNorm { .. }
+                | Op::GlobalAveragePool
+                | Op::AveragePool { .. }
+                | Op::MaxPool { .. }
+                | Op::Einsum { .. }
+        )
+    };
+    assert!(!out.nodes().any(|(_, n)| composite(&n.op)), "{:?}", histogram(&out));
+}
+
+/// A graph of `op` on a random `x` of this shape and constants.
+fn on_constants(op: Op, shape: &[i64], constants: Vec<Tensor>) -> Graph {
+    let mut g = Graph::new("one");
+    let mut inputs = vec![g.add_input("x", f32s(shape))];
+    inputs.extend(constants.into_iter().map(|t| g.constant(t)));
+    let y = g.op(op, &inputs);
+    g.add_output("y", y);
+    g
+}
+
+fn ints(shape: &[usize], data: &[i64]) -> Tensor {
+    Tensor::from_vec(shape.to_vec(), data.to_vec()).unwrap()
+}
+
+#[test]
+fn one_hot_compares_with_a_range() {
+    for axis in 0..3 {
+        let mut g = Graph::new("hot");
+        let indices = g.constant(ints(&[2, 3], &[0, 3, -1, -4, 4, -5]));
+        let (depth, values) = (g.num(4.0), g.add_input("values", f32s(&[2])));
+        let y = g.op(Op::OneHot { axis }, &[indices, depth, values]);
+        g.add_output("y", y);
+        without_composites(&g);
+    }
+}
+
+#[test]
+fn indices_of_several_axes_become_rows() {
+    let picks = ints(&[2, 2, 2], &[0, 1, 1, -1, -2, 2, 1, 0]);
+    without_composites(&on_constants(Op::GatherNd { batch_dims: 0 }, &[2, 3, 4], vec![picks.clone()]));
+    let one = ints(&[2, 2, 1], &[0, -1, 2, 1]);
+    without_composites(&on_constants(Op::GatherNd { batch_dims: 1 }, &[2, 3, 4], vec![one]));
+    use ScatterReduction::*;
+    for reduction in [None, Add, Mul, Max, Min] {
+        // Two updates meet in one place.
+        let at = ints(&[3, 1], &[1, -1, 1]);
+        let op = Op::ScatterNd { reduction };
+        without_composites(&on_constants(op.clone(), &[2, 3], vec![at, random(3, &[3, 3])]));
+        let at = ints(&[2, 2], &[1, 0, 1, 0]);
+        without_composites(&on_constants(op, &[2, 3], vec![at, random(3, &[2])]));
+    }
+}
+
+#[test]
+fn repetition_and_padding_become_views_and_gathers() {
+    without_composites(&on_constants(Op::Tile, &[2, 3, 1], vec![ints(&[3], &[2, 1, 3])]));
+    without_composites(&on_constants(Op::Tile, &[-1, -2], vec![ints(&[2], &[2, 3])]));
+    for mode in [PadMode::Constant, PadMode::Edge, PadMode::Reflect, PadMode::Wrap] {
+        for pads in [[0, 1, 0, 2], [2, 0, 1, 0], [1, 3, 2, 1], [0, -1, 0, 2], [-1, 0, -1, -1]] {
+            let op = Op::Pad { mode };
+            without_composites(&on_constants(op.clone(), &[3, 4], vec![ints(&[4], &pads)]));
+            let value = Tensor::scalar(1.5f32);
+            without_composites(&on_constants(op, &[3, 4], vec![ints(&[4], &pads), value]));
+        }
+    }
+}
+
+#[test]
+fn pooling_becomes_strided_slices() {
+    let window = |strides: &[usize], pads: &[usize], dilations: &[usize]| Window {
+        strides: strides.to_vec(),
+        pads: pads.to_vec(),
+        dilations: dilations.to_vec(),
+    };
+    let windows = [
+        (vec![2, 3], window(&[1, 1], &[0; 4], &[1, 1])),
+        (vec![2, 2], window(&[2, 2], &[1, 0, 0, 1], &[1, 1])),
+        (vec![3, 2], window(&[2, 1], &[1, 1, 1, 1], &[2, 2])),
+    ];
+    for (kernel, window) in windows {
+        let max = Op::MaxPool { window: window.clone(), kernel: kernel.clone() };
+        without_composites(&on_constants(max, &[2, 3, 7, 6], vec![]));
+        for count_include_pad in [false, true] {
+            let (window, kernel) = (window.clone(), kernel.clone());
+            let mean = Op::AveragePool { window, kernel, count_include_pad };
+            without_composites(&on_constants(mean, &[2, 3, 7, 6], vec![]));
+        }
+    }
+    without_composites(&on_constants(Op::GlobalAveragePool, &[2, 3, 4, 5], vec![]));
+    let factors = [1, 2, 3].map(|seed| random(seed, &[3]));
+    let variance = Tensor::from_vec(vec![3], vec![0.5f32, 1.0, 2.0]).unwrap();
+    let operands = [&factors[..], &[variance]].concat();
+    without_composites(&on_constants(Op::BatchNorm { epsilon: 1e-5 }, &[2, 3, 4, 5], operands));
+    let eye = Op::EyeLike { dtype: DType::F32, k: -1 };
+    without_composites(&on_constants(eye, &[3, 4], vec![]));
+}
+
+#[test]
+fn ellipses_and_diagonals_are_spelled_out() {
+    for (equation, shapes) in [
+        ("...ii->...i", vec![vec![2i64, 3, 3]]),
+        ("ii", vec![vec![4, 4]]),
+        ("iij->j", vec![vec![3, 3, 2]]),
+        ("...ij,...jk->...ik", vec![vec![2, 3, 4, 5], vec![2, 3, 5, 2]]),
+        ("b...,b->b...", vec![vec![3, 2, 4], vec![3]]),
+        ("...j", vec![vec![2, 3, 4]]),
+    ] {
+        let types: Vec<Type> = shapes.iter().map(|s| f32s(s)).collect();
+        without_composites(&one(Op::Einsum { equation: equation.into() }, &types));
     }
 }

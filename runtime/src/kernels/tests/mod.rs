@@ -5,3 +5,4 @@ mod elementwise;
 mod indexing;
 mod lines;
 mod matmul;
+mod topk;
