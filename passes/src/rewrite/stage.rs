@@ -245,19 +245,21 @@ impl Split {
     /// When the graph contradicts the values.
     fn rest(&self, key: &[Tensor], passed: &[Tensor]) -> Result<Graph, SplitError> {
         let mut graph = self.graph.clone();
-        let (mut key, mut passed) = (key.iter(), passed.iter().enumerate());
+        let (mut key, mut passed) = (key.iter(), passed.iter());
         let mut map: HashMap<ValueId, ValueId> = HashMap::new();
         for c in &self.crossing {
             let (old, new) = if c.decides {
                 let Some(tensor) = key.next() else { continue };
                 (c.value, graph.constant(tensor.clone()))
             } else {
-                let Some((n, tensor)) = passed.next() else { continue };
+                let Some(tensor) = passed.next() else { continue };
                 let found = c.non_zero.and_then(|id| graph.node(id)?.outputs.first().copied());
                 if found.is_some() {
                     key.next();
                 }
-                (found.unwrap_or(c.value), graph.add_input(&passed_name(n), Type::of(tensor)))
+                // Cuts of what is behind a cut go on counting: inputs are told apart by their names.
+                let name = passed_name(graph.inputs().len());
+                (found.unwrap_or(c.value), graph.add_input(&name, Type::of(tensor)))
             };
             map.insert(old, new);
         }
