@@ -368,7 +368,7 @@ fn passed_name(n: usize) -> String {
 mod tests {
     use super::*;
     use crate::eval::eval_graph;
-    use crate::ir::{Binary, DType, Dim, Dynamic, Opaque, Reduce, Symbol, Unary};
+    use crate::ir::{Binary, DType, Dim, Dynamic, Opaque, Reduce, ScatterReduction, Symbol, Unary};
     use crate::rewrite::testing::{f32s, random};
 
     /// Runs a graph in stages under the evaluator; also says how many parts there were.
@@ -468,6 +468,27 @@ mod tests {
         g.add_output("scores", scores);
         let sets: Vec<_> = (1..5).map(|seed| vec![random(seed, &[5, 4])]).collect();
         assert!(agrees(&g, &[("t", 5)], &sets) >= 2);
+    }
+
+    #[test]
+    fn layers_decide_one_after_the_other() {
+        let mut g = Graph::new("layers");
+        let mut state = g.add_input("x", f32s(&[-2, 4]));
+        let w = g.constant(random(2, &[4, 1]));
+        let zero = g.num(0.0);
+        for _ in 0..3 {
+            let score = g.op(Op::MatMul, &[state, w]);
+            let chosen = g.bin(Binary::Greater, score, zero);
+            let chosen = g.op(Op::Squeeze { axes: vec![1] }, &[chosen]);
+            let at = g.op(Op::NonZero, &[chosen]);
+            let at = g.op(Op::Transpose { perm: vec![1, 0] }, &[at]);
+            let rows = g.op(Op::GatherNd { batch_dims: 0 }, &[state, at]);
+            let rows = g.un(Unary::Cos, rows);
+            state = g.op(Op::ScatterNd { reduction: ScatterReduction::None }, &[state, at, rows]);
+        }
+        g.add_output("y", state);
+        let sets: Vec<_> = (1..5).map(|seed| vec![random(seed, &[5, 4])]).collect();
+        assert!(agrees(&g, &[("t", 5)], &sets) > 2);
     }
 
     #[test]
