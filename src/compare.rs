@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use snlp_passes::ir::{DType, Tensor};
+use snlp_passes::ir::{DType, Graph, Op, Tensor};
 
 /// How far two tensors may be apart. An element `a` agrees with the expected `e` when
 /// `|a - e| <= abs * max|e| + rel * |e|`, the maximum taken over the whole expected tensor. Integers and
@@ -18,6 +18,21 @@ pub enum Tolerance {
 }
 
 impl Tolerance {
+    /// What a model's answers can be held to: loose where it rounds on the way, to f16 or bf16 or to integers
+    /// that stand for floats.
+    pub fn of(graph: &Graph) -> Self {
+        let half = |t: &Tensor| matches!(t.dtype(), DType::F16 | DType::BF16) && t.len() > 1;
+        let integers = |op: &Op| {
+            matches!(
+                op,
+                Op::Quantize { .. } | Op::Dequantize { .. } | Op::DynamicQuantize { .. } | Op::MatMulInteger
+            )
+        };
+        let rounds = graph.values().any(|(v, _)| graph.tensor(v).is_some_and(half))
+            || graph.nodes().any(|(_, n)| integers(&n.op));
+        if rounds { Tolerance::Loose } else { Tolerance::Close }
+    }
+
     /// The part that counts from the largest magnitude of the expected tensor.
     pub fn abs(self) -> f64 {
         match self {

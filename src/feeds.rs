@@ -98,6 +98,14 @@ pub fn convert(tensor: &Tensor, to: DType) -> Result<Tensor, String> {
         DType::U16 => all::<u16>(shape, &whole),
         DType::U32 => all::<u32>(shape, &whole),
         DType::U64 => all::<u64>(shape, &whole),
+        DType::I4 | DType::U4 => {
+            let (low, high) = to.range().unwrap_or_default();
+            if let Some(n) = whole.iter().find(|n| !(low..=high).contains(*n)) {
+                return Err(format!("value {n} does not fit {to}"));
+            }
+            let wide = if to == DType::I4 { all::<i8>(shape, &whole) } else { all::<u8>(shape, &whole) };
+            wide.map(|t| t.packed(to))
+        }
         DType::Bool => match whole.iter().find(|n| !(0..=1).contains(*n)) {
             Some(n) => Err(format!("value {n} is neither 0 nor 1 and cannot become a bool")),
             None => {

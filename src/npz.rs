@@ -176,21 +176,27 @@ pub fn write_npz<'a>(
 
 fn write_array(out: &mut dyn Write, tensor: &Tensor) -> io::Result<()> {
     let wide;
-    let tensor = if tensor.dtype() == DType::BF16 {
-        wide = Tensor::from_vec(tensor.shape().to_vec(), tensor.to_f32()).map_err(io::Error::other)?;
-        &wide
-    } else {
-        tensor
+    // NumPy lacks bf16 and types of 4 bits.
+    let tensor = match tensor.dtype() {
+        DType::BF16 => {
+            wide = Tensor::from_vec(tensor.shape().to_vec(), tensor.to_f32()).map_err(io::Error::other)?;
+            &wide
+        }
+        DType::I4 | DType::U4 => {
+            wide = tensor.unpacked();
+            &wide
+        }
+        _ => tensor,
     };
     let descr = match tensor.dtype() {
         DType::F16 => "<f2",
         DType::F32 | DType::BF16 => "<f4",
         DType::F64 => "<f8",
-        DType::I8 => "|i1",
+        DType::I8 | DType::I4 => "|i1",
         DType::I16 => "<i2",
         DType::I32 => "<i4",
         DType::I64 => "<i8",
-        DType::U8 => "|u1",
+        DType::U8 | DType::U4 => "|u1",
         DType::U16 => "<u2",
         DType::U32 => "<u4",
         DType::U64 => "<u8",

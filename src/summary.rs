@@ -259,7 +259,8 @@ const TYPICAL: Limits = Limits {
 impl Figures {
     /// The figures of a graph whose depth is known from its plan.
     pub fn of(graph: &Graph, sequential_depth: Option<usize>) -> Self {
-        let matmul = |op: &Op| matches!(op, Op::MatMul | Op::Gemm { .. } | Op::Einsum { .. });
+        let matmul =
+            |op: &Op| matches!(op, Op::MatMul | Op::MatMulInteger | Op::Gemm { .. } | Op::Einsum { .. });
         let stats = schedule_stats(graph);
         Figures {
             nodes: graph.node_count(),

@@ -26,6 +26,7 @@ const RUNS: &[(&str, Tolerance)] = &[
     ("gemma2-ts17", Tolerance::Close),
     ("gpt2-optimum-past", Tolerance::Close),
     ("gpt2-ts17", Tolerance::Close),
+    ("gpt2-ts17-int8dyn", Tolerance::Loose),
     ("gpt_neox-ts17", Tolerance::Close),
     ("llama-dyn23", Tolerance::Close),
     ("llama-genai-fp32-cpu", Tolerance::Close),

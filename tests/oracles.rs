@@ -65,6 +65,9 @@ fn converted_fixtures_agree_with_onnx_runtime() {
     let models = models.to_str().expect("utf-8");
     let words = ["--models", models, "--only", "gpt2-tiny", "llama-tiny", "llama-tiny-dynamo"];
     python("converted.py", backend(), &words);
+    let words =
+        ["--models", models, "--plans", "1", "--only", "gpt2-tiny-int8", "gpt2-tiny-qdq", "llama-tiny-int4"];
+    python("converted.py", backend(), &words);
 }
 
 #[test]

@@ -90,11 +90,9 @@ fn check(path: &Path, copy: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Models that this plan may be refused for: caches inside the layers, quantisation at run time, and
-/// hyper-connections.
-const DECLINED: [&str; 10] = [
+/// Models that this plan may be refused for: caches inside the layers, and hyper-connections.
+const DECLINED: [&str; 9] = [
     "gpt2-optimum-past",
-    "gpt2-ts17-int8dyn",
     "llama-genai-fp32-cpu",
     "llama-genai-int4-cpu",
     "llama-optimum-past",

@@ -13,7 +13,7 @@ use crate::device::{Gpu, lock};
 use crate::error::RuntimeError;
 use crate::kernels::Scalar;
 use crate::pipelines::Compiled;
-use crate::schedule::{Binding, Constant, HostValue, OutputSource, Place, Plan, Step, scalar_bytes};
+use crate::schedule::{Binding, Constant, HostValue, OutputSource, Place, Plan, Step};
 use crate::weights::{WeightRange, WeightStore, convert};
 
 /// Addresses and lengths of bytes that belong to the model itself, whatever its inputs' sizes.
@@ -366,9 +366,10 @@ fn from_words(words: &[u8], scalar: Scalar, dtype: DType, shape: &[usize]) -> Re
         Scalar::F16 => DType::F16,
         Scalar::I32 => DType::I32,
         Scalar::Bool => DType::U32,
+        Scalar::I8 | Scalar::U8 | Scalar::I4 | Scalar::U4 => DType::U8,
     };
     let failed = |message: String| RuntimeError::Gpu { during: "reading results".into(), message };
-    let elements = words.len() as u64 / scalar_bytes(scalar);
+    let elements = words.len() as u64 * 8 / scalar.bits();
     if elements != shape.iter().map(|d| *d as u64).product::<u64>() {
         return Err(failed(format!("{elements} elements for shape {shape:?}")));
     }

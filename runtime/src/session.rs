@@ -12,7 +12,7 @@ use crate::executor::{Prepared, SharedBytes};
 use crate::kernels::Scalar;
 use crate::profile::{StepTime, profile};
 use crate::schedule::{
-    Constant, Options, Plan, ScheduleError, WeightDtype, plan, scalar_of, unknown_operators,
+    Constant, Options, Plan, ScheduleError, WeightDtype, packed_scalar_of, plan, unknown_operators,
 };
 
 /// Prepared plans that a session keeps; the one that was not used for longest goes first.
@@ -293,8 +293,8 @@ fn likely_scalar(tensor: &Tensor, options: &Options) -> Scalar {
     let half = tensor.dtype() == DType::F16 || options.weights == WeightDtype::F16;
     if matrix && half {
         Scalar::F16
-    } else if matrix {
-        scalar_of(tensor.dtype())
+    } else if matrix || !tensor.dtype().is_float() {
+        packed_scalar_of(tensor.dtype())
     } else {
         Scalar::F32
     }

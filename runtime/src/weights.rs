@@ -5,11 +5,12 @@
 //! Placing the stacks of several graphs together, longest first, joins overlapping stacks into chains, so
 //! that every graph finds its own range. The store keeps the host bytes alive: their addresses are keys.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use half::{bf16, f16};
-use snlp_passes::ir::{DType, Element};
+use snlp_passes::ir::{DType, Element, Tensor};
 
 use crate::device::Gpu;
 use crate::error::RuntimeError;
@@ -50,10 +51,18 @@ pub struct WeightReport {
     pub repeated: u64,
 }
 
+/// A stack with an order of its own, beside the chains that its pieces belong to.
+struct Stack {
+    range: WeightRange,
+    /// Keeps the addresses that are the key from being reused.
+    _source: Vec<Piece>,
+}
+
 /// The pieces on a device.
 #[derive(Default)]
 pub struct WeightStore {
     pieces: HashMap<PieceKey, Located>,
+    stacks: HashMap<Vec<PieceKey>, Stack>,
     report: WeightReport,
 }
 
@@ -65,6 +74,10 @@ impl WeightStore {
 
     /// Where `constant` lies, if it is on the device in one range.
     pub fn find(&self, constant: &Constant) -> Option<WeightRange> {
+        self.in_chain(constant).or_else(|| Some(self.stacks.get(&keys(constant))?.range.clone()))
+    }
+
+    fn in_chain(&self, constant: &Constant) -> Option<WeightRange> {
         let first = self.pieces.get(&constant.pieces.first()?.key())?;
         let mut end = first.offset;
         for piece in &constant.pieces {
@@ -84,19 +97,28 @@ impl WeightStore {
             constants.iter().filter(|c| !c.pieces.is_empty() && self.find(c).is_none()).collect();
         let mut waiting = 0;
         for chain in join(&missing, gpu.limits().max_buffer) {
-            self.upload(gpu, &chain, &mut waiting)?;
+            self.upload(gpu, &chain, false, &mut waiting)?;
         }
         // Stacks that contradict an earlier chain stand alone.
         for constant in missing {
             if self.find(constant).is_none() {
-                self.upload(gpu, std::slice::from_ref(&constant.pieces), &mut waiting)?;
+                let buffer = self.upload(gpu, std::slice::from_ref(&constant.pieces), true, &mut waiting)?;
+                let stack =
+                    Stack { range: WeightRange { buffer, offset: 0 }, _source: constant.pieces.clone() };
+                self.stacks.insert(keys(constant), stack);
             }
         }
         Ok(())
     }
 
-    /// Uploads chains that share one buffer.
-    fn upload(&mut self, gpu: &Gpu, chains: &[Vec<Piece>], waiting: &mut u64) -> Result<(), RuntimeError> {
+    /// Uploads chains that share one buffer; one that stands `alone` leaves its pieces known where they were.
+    fn upload(
+        &mut self,
+        gpu: &Gpu,
+        chains: &[Vec<Piece>],
+        alone: bool,
+        waiting: &mut u64,
+    ) -> Result<Arc<wgpu::Buffer>, RuntimeError> {
         let total: u64 = chains.iter().flatten().map(Piece::padded).sum();
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         let buffer = Arc::new(gpu.buffer("weights", total, usage)?);
@@ -105,13 +127,26 @@ impl WeightStore {
         for piece in chains.iter().flatten() {
             write_piece(gpu, &buffer, offset, piece, waiting)?;
             let located = Located { buffer: buffer.clone(), offset, _source: piece.clone() };
-            if self.pieces.insert(piece.key(), located).is_some() {
-                self.report.repeated += piece.padded();
+            match self.pieces.entry(piece.key()) {
+                Entry::Vacant(place) => {
+                    place.insert(located);
+                }
+                Entry::Occupied(mut place) => {
+                    self.report.repeated += piece.padded();
+                    // What others find in the chain must stay there.
+                    if !alone {
+                        place.insert(located);
+                    }
+                }
             }
             offset += piece.padded();
         }
-        Ok(())
+        Ok(buffer)
     }
+}
+
+fn keys(constant: &Constant) -> Vec<PieceKey> {
+    constant.pieces.iter().map(Piece::key).collect()
 }
 
 /// Arranges the constants in chains of pieces, overlapping stacks joined, and the chains in groups that
@@ -248,6 +283,15 @@ pub(crate) fn convert(source: &[u8], dtype: DType, scalar: Scalar) -> Result<Vec
     }
     Ok(match (dtype, scalar) {
         (DType::F32, Scalar::F32) | (DType::F16, Scalar::F16) | (DType::I32, Scalar::I32) => source.to_vec(),
+        (DType::I8, Scalar::I8) | (DType::U8, Scalar::U8) => source.to_vec(),
+        (DType::I4, Scalar::I4) | (DType::U4, Scalar::U4) => source.to_vec(),
+        (DType::I4 | DType::U4, Scalar::I32) => {
+            let tensor = Tensor::from_bytes(dtype, vec![source.len() * 2], source.to_vec().into());
+            let wide = tensor
+                .map(|t| t.unpacked())
+                .map_err(|e| RuntimeError::Gpu { during: "uploading".into(), message: e.to_string() })?;
+            return convert(&wide.bytes(), dtype.unpacked(), scalar);
+        }
         (DType::F16, Scalar::F32) => each(source, f16::to_f32),
         (DType::BF16, Scalar::F32) => each(source, bf16::to_f32),
         (DType::F64, Scalar::F32) => each(source, |x: f64| x as f32),
@@ -276,7 +320,6 @@ const _: () = assert!((CHUNK as u64).is_multiple_of(PIECE_ALIGN));
 #[cfg(test)]
 mod tests {
     use super::*;
-    use snlp_passes::ir::Tensor;
 
     fn constant(parts: &[Tensor]) -> Constant {
         Constant::new("w", &Tensor::stack(parts).unwrap(), Scalar::F32).unwrap()

@@ -71,6 +71,12 @@ fn attention_block() {
 }
 
 #[test]
+fn quantised_weights() {
+    let ids = Tensor::from_vec(vec![2, 3], vec![0i64, 39, 7, 7, -1, 20]).unwrap();
+    agrees(&quantised(), &[input("ids", ids), input("x", noise(3, &[2, 3, 24]))], 2e-4);
+}
+
+#[test]
 fn batched_units() {
     let w = layers(3, 12);
     for sum in [true, false] {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use common::*;
 use snlp_passes::ir::{Attention, Binary, DType, Dim, Graph, Op, Opaque, Tensor, Type, Unary, validate};
-use snlp_runtime::kernels::Limits;
+use snlp_runtime::kernels::{Limits, Scalar};
 use snlp_runtime::schedule::{HostValue, Options, OutputSource, Place, Plan, ScheduleError, plan};
 
 fn planned(g: &Graph) -> Plan {
@@ -270,4 +270,20 @@ fn constants_outside_any_reader_are_not_uploaded() {
     let _ = g.constant(Tensor::ints(&[1, 2, 3]));
     let bytes = planned(&g).stats().weight_bytes;
     assert!(bytes < 2 * (8 * 32 * 4 * 2 + 5 * 256), "{bytes}");
+}
+
+#[test]
+fn quantised_weights_stay_quantised() {
+    let p = planned(&quantised());
+    let held = |scalar: Scalar| -> u64 {
+        let of = p.constants.iter().filter(|c| c.scalar == scalar);
+        of.flat_map(|c| &c.pieces).map(|piece| piece.bytes()).sum()
+    };
+    // The table and the product's matrices, the packed matrices and their zero point.
+    assert_eq!((held(Scalar::I8), held(Scalar::U4)), (40 * 16 + 2 * 24 * 5, 2 * 24 * 16 / 2 + 1));
+    // Nothing is as large as a matrix of floats, and none is uploaded anew for each run.
+    assert!(p.buffers.iter().all(|bytes| *bytes < 24 * 16 * 4), "{}", p.dump());
+    assert!(p.upload_bytes < 1024, "{}", p.dump());
+    let kernels = |name: &str| p.steps.iter().filter(|s| s.launch.pipeline.source == name).count();
+    assert_eq!((kernels("matmul"), kernels("matmul_integer"), kernels("gather")), (1, 1, 2), "{}", p.dump());
 }

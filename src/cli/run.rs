@@ -110,7 +110,8 @@ impl Run {
         let about = |e: Error| e.about(&self.model);
         let inputs = feeds(&graph, &given).map_err(about)?;
         let expected = self.expect.as_deref().map(|path| read_expected(path, &source)).transpose()?;
-        let half = common.dtype == Some(DTypeChoice::F16) || has_half(&source);
+        let half = common.dtype == Some(DTypeChoice::F16);
+        let default = if half { Tolerance::Loose } else { Tolerance::of(&source.model.graph) };
         drop(source);
 
         let backend = Backend::open(common, ui)?;
@@ -119,7 +120,7 @@ impl Run {
         if let Some(path) = &self.outputs {
             write_archive(path, &outputs)?;
         }
-        let outcomes = self.check(outputs, &expected.unwrap_or_default(), half);
+        let outcomes = self.check(outputs, &expected.unwrap_or_default(), default);
         let steps = if self.profile { Some(runner.profile(&inputs)?) } else { None };
         if self.json {
             ui::print_json(&document(&backend.name(), &outcomes, steps.as_deref()))?;
@@ -143,11 +144,11 @@ impl Run {
         &self,
         outputs: Vec<(String, Tensor)>,
         expected: &[(String, Tensor)],
-        half: bool,
+        default: Tolerance,
     ) -> Vec<Outcome> {
         let check = |name: &str, tensor: &Tensor| {
             let (_, e) = expected.iter().find(|(n, _)| n == name)?;
-            let default = if half || e.dtype() == DType::F16 { Tolerance::Loose } else { Tolerance::Close };
+            let default = if e.dtype() == DType::F16 { Tolerance::Loose } else { default };
             let tolerance = self.tolerance.map_or(default, Tolerance::from);
             Some(Check { tolerance, found: compare(tensor, e, tolerance) })
         };
@@ -178,12 +179,6 @@ fn read_expected(path: &Path, source: &Source) -> Result<Vec<(String, Tensor)>, 
         }
     }
     Ok(expected)
-}
-
-/// Whether weights of the model are f16 or bf16.
-fn has_half(source: &Source) -> bool {
-    let half = |t: &Tensor| matches!(t.dtype(), DType::F16 | DType::BF16) && t.len() > 1;
-    source.model.graph.values().any(|(v, _)| source.model.graph.tensor(v).is_some_and(half))
 }
 
 /// SHA-256 of a tensor's little-endian bytes, in hexadecimal.

@@ -11,7 +11,7 @@ use snlp::language::inputs::{logits_output, token_feeds};
 use snlp::language::metrics::Deviation;
 use snlp::language::windows::Windows;
 use snlp::passes::eval::eval_graph;
-use snlp::passes::ir::{DType, Graph, Tensor, ValueId};
+use snlp::passes::ir::{Graph, Tensor, ValueId};
 use snlp::samples::{sample_inputs, sample_sizes};
 use snlp::source::Source;
 use snlp::text;
@@ -70,10 +70,8 @@ pub fn verify(
     let expected = evaluate(rewritten, &inputs_of_file)?;
     bar.inc(1);
 
-    let half = |t: &Tensor| matches!(t.dtype(), DType::F16 | DType::BF16) && t.len() > 1;
-    let is_half = common.dtype == Some(super::args::DTypeChoice::F16)
-        || rewritten.values().any(|(v, _)| rewritten.tensor(v).is_some_and(half));
-    let tolerance = if is_half { Tolerance::Loose } else { Tolerance::Close };
+    let half = common.dtype == Some(super::args::DTypeChoice::F16);
+    let tolerance = if half { Tolerance::Loose } else { Tolerance::of(rewritten) };
     let mut said = Vec::new();
     let mut first: Option<(Vec<Runner>, Deviation)> = None;
     for backend in &backends {

@@ -24,6 +24,8 @@ pub(super) fn dtype_of(number: i32) -> Option<DType> {
         DataType::Uint16 => DType::U16,
         DataType::Uint32 => DType::U32,
         DataType::Uint64 => DType::U64,
+        DataType::Int4 => DType::I4,
+        DataType::Uint4 => DType::U4,
         DataType::Bool => DType::Bool,
         _ => return None,
     })
@@ -44,6 +46,8 @@ pub(super) fn number_of(dtype: DType) -> i32 {
         DType::U16 => DataType::Uint16,
         DType::U32 => DataType::Uint32,
         DType::U64 => DataType::Uint64,
+        DType::I4 => DataType::Int4,
+        DType::U4 => DataType::Uint4,
         DType::Bool => DataType::Bool,
     };
     ty as i32
@@ -74,7 +78,7 @@ fn decode_anonymous(proto: &TensorProto, files: &ExternalFiles) -> Result<Tensor
     let shape = shape_of(proto)?;
     let count = element_count(&shape)
         .ok_or_else(|| OnnxError::invalid(format!("shape {shape:?} is too large to address")))?;
-    let needed = count * dtype.size();
+    let needed = dtype.bytes(count);
     let data = if proto.data_location() == DataLocation::External {
         files.slice(&proto.external_data, needed)?
     } else if let Some(raw) = proto.raw_data.as_ref().filter(|raw| !raw.is_empty()) {
@@ -115,6 +119,8 @@ fn typed_data(proto: &TensorProto, dtype: DType) -> Result<Bytes, OnnxError> {
         DType::U16 => collect(small, |x| Some(u16::try_from(*x).ok()?.to_le_bytes())),
         DType::I8 => collect(small, |x| Some(i8::try_from(*x).ok()?.to_le_bytes())),
         DType::U8 => collect(small, |x| Some(u8::try_from(*x).ok()?.to_le_bytes())),
+        // Two elements to a number.
+        DType::I4 | DType::U4 => collect(small, |x| Some(u8::try_from(*x & 0xff).ok()?.to_le_bytes())),
         DType::Bool => collect(small, |x| Some([u8::from(*x != 0)])),
         DType::F16 => collect(small, |x| Some(f16::from_bits(u16::try_from(*x).ok()?).to_le_bytes())),
         DType::BF16 => collect(small, |x| Some(bf16::from_bits(u16::try_from(*x).ok()?).to_le_bytes())),

@@ -3,14 +3,15 @@
 //! Two layers are of one class when the layer-parallel rewrite can evaluate them as one batched
 //! computation: the same events, and branches that are the same operators on operands that correspond.
 //! Corresponding float constants may differ in content (they are stacked), so may large integer ones and
-//! values from outside the chain; small integer constants may not: they are shapes, axes and bounds.
+//! values from outside the chain; small integer constants may not: they are shapes, axes and bounds (but to
+//! operators that quantise, which have zero points).
 
 use std::collections::{HashMap, HashSet};
 
 use super::chain::Layer;
 use super::region::Reach;
 use super::stream::Event;
-use crate::ir::{Def, Graph, Node, ValueId};
+use crate::ir::{Def, Graph, Node, Op, ValueId};
 
 /// Unnamed nodes that a description passes on its way to a name.
 const STEPS: usize = 4;
@@ -80,6 +81,11 @@ pub fn same_class(graph: &Graph, a: &Layer, b: &Layer, reach: &Reach) -> Result<
         }
     }
     Ok(())
+}
+
+/// Operators to which small integer constants are data: zero points and quantised vectors.
+fn quantises(op: &Op) -> bool {
+    matches!(op, Op::Quantize { .. } | Op::Dequantize { .. } | Op::MatMulInteger)
 }
 
 struct Lockstep<'g> {
@@ -159,15 +165,22 @@ impl Lockstep<'_> {
         {
             return differ(format!("{} has different operands", m.op.name()));
         }
-        stack.extend(m.inputs.iter().zip(&n.inputs).filter_map(|(p, q)| Some(((*p)?, (*q)?))));
+        let pairs = m.inputs.iter().zip(&n.inputs).filter_map(|(p, q)| Some(((*p)?, (*q)?)));
+        stack.extend(pairs.filter(|(p, q)| !(quantises(&m.op) && self.alike(*p, *q))));
         Ok(())
+    }
+
+    /// Constants of one type.
+    fn alike(&self, x: ValueId, y: ValueId) -> bool {
+        let both = self.graph.tensor(x).is_some() && self.graph.tensor(y).is_some();
+        both && self.graph.ty(x) == self.graph.ty(y)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{Binary, DType, Dim, Op, Tensor, Type, Unary};
+    use crate::ir::{Binary, DType, Dim, Tensor, Type, Unary};
 
     #[test]
     fn what_has_no_name_is_told_by_its_operator_and_a_name_nearby() {

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! A *join* adds a branch to the state that the branch was computed from. A *map* changes the state on
-//! the skip path without a branch: a cast, a scale by a constant, a mix with a side input, or, in
-//! post-norm models, the normalisation. The stream is found in one walk in order of evaluation: every
+//! the skip path without a branch: a cast, a scale by a constant, a rounding to integers and back, a mix with
+//! a side input, or, in post-norm models, the normalisation. The stream is found in one walk in order of evaluation: every
 //! value keeps the best way that leads to it.
 
 use std::collections::{BinaryHeap, HashSet};
@@ -201,6 +201,9 @@ fn state_operands(graph: &Graph, node: &Node) -> Vec<(ValueId, Option<ValueId>)>
         (Op::Identity | Op::Cast { .. } | Op::Unary(Unary::Neg), Some(a), _) => {
             [(a, None)].into_iter().filter(|(a, _)| fits(a)).collect()
         }
+        (Op::Dequantize { .. }, Some(q), _) => {
+            quantised(graph, q).filter(fits).map(|x| (x, None)).into_iter().collect()
+        }
         (Op::LayerNorm { .. } | Op::RmsNorm { .. }, Some(a), _) => vec![(a, None)],
         (Op::Binary(Binary::Mul), Some(a), Some(b)) => {
             let both = [(a, Some(b)), (b, Some(a))];
@@ -214,6 +217,15 @@ fn state_operands(graph: &Graph, node: &Node) -> Vec<(ValueId, Option<ValueId>)>
             [(a, Some(b)), (b, Some(a))].into_iter().filter(|(s, _)| fits(s) && !constant(*s)).collect()
         }
         _ => vec![],
+    }
+}
+
+/// What integers are the quantised form of: a state goes on when they are turned back.
+fn quantised(graph: &Graph, integers: ValueId) -> Option<ValueId> {
+    let node = graph.producing(integers)?;
+    match node.op {
+        Op::Quantize { .. } => node.input(0),
+        _ => None,
     }
 }
 
@@ -309,6 +321,7 @@ fn scaled_core(graph: &Graph, mut v: ValueId) -> ValueId {
             Op::Identity | Op::Cast { .. } | Op::Unary(Unary::Neg) => node.input(0),
             Op::Binary(Binary::Mul | Binary::Div) if constant(1) => node.input(0),
             Op::Binary(Binary::Mul) if constant(0) => node.input(1),
+            Op::Dequantize { .. } => node.input(0).and_then(|q| quantised(graph, q)),
             _ => None,
         };
         match next {

@@ -27,6 +27,8 @@ impl Transfer {
         let factor = || node.operands().find_map(|v| graph.tensor(v))?.item();
         match node.op {
             Op::Identity | Op::Cast { .. } | Op::Binary(Binary::Add | Binary::Sub) => Transfer::Identity,
+            // Integers and back: the state up to rounding.
+            Op::Dequantize { .. } => Transfer::Identity,
             Op::Unary(Unary::Neg) => Transfer::Scale(-1.0),
             Op::Binary(Binary::Mul) => {
                 factor().map_or(Transfer::Other("a factor per feature"), Transfer::Scale)

@@ -32,6 +32,9 @@ impl<'a> Wide<'a> {
             DType::U16 => ints::<u16>(x),
             DType::U32 => ints::<u32>(x),
             DType::U64 => ints::<u64>(x),
+            DType::I4 | DType::U4 => {
+                Wide::Int(Box::new(x.to_i64().unwrap_or_default().into_iter().map(i128::from)))
+            }
         }
     }
 }
@@ -63,6 +66,8 @@ pub(super) fn cast(x: &Tensor, to: DType) -> Result<Tensor> {
         DType::U16 => convert(shape, wide, |n| n as u16, |r| r as u16),
         DType::U32 => convert(shape, wide, |n| n as u32, |r| r as u32),
         DType::U64 => convert(shape, wide, |n| n as u64, |r| r as u64),
+        DType::I4 => Ok(convert(shape, wide, |n| n as i8, |r| r.clamp(-8.0, 7.0) as i8)?.packed(to)),
+        DType::U4 => Ok(convert(shape, wide, |n| n as u8, |r| r.clamp(0.0, 15.0) as u8)?.packed(to)),
         DType::Bool => {
             let flags: Vec<bool> = match wide {
                 Wide::Int(v) => v.map(|n| n != 0).collect(),

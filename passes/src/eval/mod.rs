@@ -23,6 +23,7 @@ mod matmul;
 mod movement;
 mod norm;
 mod number;
+mod quantize;
 mod reduce;
 mod scan;
 mod scatter;
@@ -124,10 +125,24 @@ pub fn eval_op(op: &Op, operands: &[Option<&Tensor>]) -> std::result::Result<Vec
         let operands: Vec<_> = resolved.operands.iter().map(|i| o.optional(*i)).collect();
         return eval_op(&resolved.op, &operands);
     }
-    if let Op::TopK { axis, largest } = op {
-        return scan::top_k(o.get(0)?, o.int(1)?, *axis, *largest);
+    match op {
+        Op::TopK { axis, largest } => scan::top_k(o.get(0)?, o.int(1)?, *axis, *largest),
+        Op::DynamicQuantize { axes } => quantize::dynamic(o.get(0)?, axes),
+        Op::Identity | Op::Reshape { .. } | Op::Cast { .. } | Op::Dequantize { .. } => {
+            eval_single(op, o).map(|t| vec![t])
+        }
+        _ => eval_unpacked(op, o),
     }
-    eval_single(op, o).map(|t| vec![t])
+}
+
+/// Operators to which elements of 4 bits are integers of 8 bits: those that move them, in the main. Results
+/// of such a type are packed again.
+fn eval_unpacked(op: &Op, o: Operands<'_>) -> Result<Vec<Tensor>> {
+    let packed = o.0.iter().flatten().map(|t| t.dtype()).find(|d| d.is_nibble());
+    let Some(dtype) = packed else { return eval_single(op, o).map(|t| vec![t]) };
+    let wide: Vec<Option<Tensor>> = o.0.iter().map(|t| t.map(Tensor::unpacked)).collect();
+    let wide: Vec<Option<&Tensor>> = wide.iter().map(Option::as_ref).collect();
+    Ok(vec![eval_single(op, Operands(&wide))?.packed(dtype)])
 }
 
 /// Operators of one result.
@@ -139,7 +154,10 @@ fn eval_single(op: &Op, o: Operands<'_>) -> Result<Tensor> {
         Op::Where => elementwise::select(o.get(0)?, o.get(1)?, o.get(2)?),
         Op::Cast { to } => cast::cast(o.get(0)?, *to),
         Op::Clip => elementwise::clip(o.get(0)?, o.optional(1), o.optional(2)),
+        Op::Quantize { to, blocks } => quantize::quantize(o.get(0)?, o.get(1)?, o.optional(2), *to, *blocks),
+        Op::Dequantize { blocks } => quantize::dequantize(o.get(0)?, o.get(1)?, o.optional(2), *blocks),
         Op::MatMul => matmul::matmul(o.get(0)?, o.get(1)?),
+        Op::MatMulInteger => quantize::matmul_integer(o.get(0)?, o.get(1)?, o.optional(2), o.optional(3)),
         Op::Gemm { alpha, beta, trans_a, trans_b } => {
             matmul::gemm(o.get(0)?, o.get(1)?, o.optional(2), [*alpha, *beta], [*trans_a, *trans_b])
         }

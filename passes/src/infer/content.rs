@@ -26,6 +26,8 @@ pub(super) fn fits(dtype: DType, d: &Dim) -> bool {
         DType::U32 => u32::try_from(n).is_ok(),
         DType::U16 => u16::try_from(n).is_ok(),
         DType::U8 => u8::try_from(n).is_ok(),
+        DType::I4 => (-8..8).contains(&n),
+        DType::U4 => (0..16).contains(&n),
         DType::Bool => n == 0 || n == 1,
         DType::F16 | DType::BF16 | DType::F32 | DType::F64 => false,
     }

@@ -2,7 +2,7 @@
 
 use super::context::{Context, agree, broadcast, broadcasts_to, fail, same_dtype};
 use super::{InferError, Inferred};
-use crate::ir::Dim;
+use crate::ir::{DType, Dim, Type};
 
 /// `a [.., m, k] · b [.., k, n]`; vectors as in NumPy.
 pub(super) fn matmul(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
@@ -14,6 +14,11 @@ pub(super) fn matmul(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     }
     let (Some(a), Some(b)) = (a, b) else { return Ok(Inferred::unknown()) };
     same_dtype(a, b)?;
+    Ok(Inferred::new(a.dtype, product(a, b)?))
+}
+
+/// The shape of `a [.., m, k] · b [.., k, n]`.
+fn product(a: &Type, b: &Type) -> Result<Vec<Dim>, InferError> {
     let (a_lead, m, k_a) = match &a.shape[..] {
         [k] => (&[][..], None, k),
         [lead @ .., m, k] => (lead, Some(m), k),
@@ -27,7 +32,33 @@ pub(super) fn matmul(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     agree(k_a, k_b, "contraction")?;
     let mut shape = broadcast(a_lead, b_lead)?;
     shape.extend(m.into_iter().chain(n).cloned());
-    Ok(Inferred::new(a.dtype, shape))
+    Ok(shape)
+}
+
+/// `a, b, zero point of a?, zero point of b?` → `i32`.
+pub(super) fn matmul_integer(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+    let (a, b) = (cx.ty(0, "a")?, cx.ty(1, "b")?);
+    let (Some(a), Some(b)) = (a, b) else { return Ok(Inferred::unknown()) };
+    for (ty, role) in [(a, "a"), (b, "b")] {
+        if !matches!(ty.dtype, DType::I8 | DType::U8) {
+            return fail(format!("{role} is {}, not an integer of 8 bits", ty.dtype));
+        }
+        if ty.rank() < 2 {
+            return fail(format!("{role} has rank {}, which is below 2", ty.rank()));
+        }
+    }
+    let (mut left, mut right) = (a.clone(), b.clone());
+    for (i, side, role) in [(2, &mut left, "the zero point of a"), (3, &mut right, "the zero point of b")] {
+        let Some(zero) = cx.optional(i).and_then(|z| z.ty) else { continue };
+        same_dtype(side, zero)?;
+        // Constant along the contraction, per row or per column.
+        let along = if i == 2 { 1 } else { 2 };
+        if zero.rank().checked_sub(along).and_then(|at| zero.shape[at].known()).is_some_and(|n| n != 1) {
+            return fail(format!("{role} {:?} varies along the contraction", zero.shape));
+        }
+        side.shape = broadcast(&side.shape, &zero.shape)?;
+    }
+    Ok(Inferred::new(DType::I32, product(&left, &right)?))
 }
 
 /// `op(a) [m, k] · op(b) [k, n] + c?`.

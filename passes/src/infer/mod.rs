@@ -27,6 +27,7 @@ mod gather;
 mod linalg;
 mod nn;
 mod opaque;
+mod quantize;
 mod reduce;
 mod shape_ops;
 mod slice;
@@ -81,6 +82,7 @@ pub fn infer(
     let mut cx = Context::new(operands, fresh);
     let mut results = match op {
         Op::TopK { axis, .. } => reduce::top_k(&mut cx, *axis)?,
+        Op::DynamicQuantize { axes } => quantize::dynamic(&mut cx, axes)?,
         op => vec![single(op, &mut cx)?],
     };
     if outputs > results.len() {
@@ -102,7 +104,10 @@ fn single(op: &Op, cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
         Op::Where => elementwise::select(cx),
         Op::Cast { to } => elementwise::cast(cx, *to),
         Op::Clip => elementwise::clip(cx),
+        Op::Quantize { to, blocks } => quantize::quantize(cx, *to, *blocks),
+        Op::Dequantize { blocks } => quantize::dequantize(cx, *blocks),
         Op::MatMul => linalg::matmul(cx),
+        Op::MatMulInteger => linalg::matmul_integer(cx),
         Op::Gemm { trans_a, trans_b, .. } => linalg::gemm(cx, *trans_a, *trans_b),
         Op::Einsum { equation } => einsum::einsum(cx, equation),
         Op::Conv { window, group } => nn::conv(cx, window, *group),

@@ -28,7 +28,7 @@ pub use dump::dump;
 pub use dynamic::{Dynamic, Resolved, over_nothing};
 pub use graph::{Def, Graph, GraphError, Node, NodeId, Output, Value, ValueId};
 pub use op::{
-    Attention, Attribute, Binary, Correction, CorrectionForm, Op, Opaque, PadMode, Reduce, Rotary,
+    Attention, Attribute, Binary, Blocks, Correction, CorrectionForm, Op, Opaque, PadMode, Reduce, Rotary,
     RotaryTable, ScatterReduction, Unary, Window,
 };
 pub use tensor::{DType, Element, Tensor, TensorError, element_count};

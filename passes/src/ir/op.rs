@@ -250,6 +250,15 @@ pub struct Window {
     pub dilations: Vec<usize>,
 }
 
+/// Neighbours along one axis that share a scale and a zero point.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Blocks {
+    /// The axis, of the result.
+    pub axis: usize,
+    /// Elements of a block; the last block of the axis may have fewer.
+    pub size: usize,
+}
+
 /// An attribute of an [`Opaque`] operator.
 #[derive(Clone, PartialEq, Debug)]
 #[allow(missing_docs)]
@@ -292,8 +301,31 @@ pub enum Op {
     /// `x, min?, max?`.
     Clip,
 
+    /// `x, scale, zero point?`: `saturate(round(x / scale) + zero point)`, halves to even, as integers `to`.
+    /// Scale and zero point broadcast to `x` (each entry of theirs stands for a whole block where there are
+    /// `blocks`, and they then have as many axes as `x`); a zero point has the type `to`.
+    Quantize {
+        to: DType,
+        blocks: Option<Blocks>,
+    },
+    /// `x, scale, zero point?`: `(x - zero point) · scale` in the scale's type; the operands lie as those of
+    /// `Quantize`.
+    Dequantize {
+        blocks: Option<Blocks>,
+    },
+    /// `x` → `u8` integers, scale, zero point of `u8`: `Quantize` by the extremes over `axes` (sorted), which
+    /// the scale and the zero point lack. With `low = min(x, 0)` and `high = max(x, 0)` the scale is
+    /// `(high - low) / 255`, or 1 where that is 0, and the zero point `round(-low / scale)`.
+    DynamicQuantize {
+        axes: Vec<usize>,
+    },
+
     /// NumPy matmul with batch broadcasting.
     MatMul,
+    /// `a, b, zero point of a?, zero point of b?` of 8 bits: the matrix product of the differences, exact in
+    /// `i32` (it wraps beyond). Zero points have their matrix's type and broadcast to `a [.., M, 1]` and
+    /// `b [.., 1, N]`.
+    MatMulInteger,
     /// `alpha·op(a)·op(b) + beta·c?`.
     Gemm {
         alpha: f32,
@@ -482,6 +514,9 @@ impl Op {
             Op::Rotary(_) => "RotaryEmbedding".into(),
             Op::GatherNd { .. } => "GatherND".into(),
             Op::ScatterNd { .. } => "ScatterND".into(),
+            Op::Quantize { .. } => "QuantizeLinear".into(),
+            Op::Dequantize { .. } => "DequantizeLinear".into(),
+            Op::DynamicQuantize { .. } => "DynamicQuantizeLinear".into(),
             other => {
                 let text = format!("{other:?}");
                 text.split([' ', '{', '(']).next().unwrap_or_default().to_string()

@@ -26,18 +26,56 @@ pub enum DType {
     U16,
     U32,
     U64,
+    /// Two to a byte, the first in the low half; quantised weights.
+    I4,
+    /// As [`DType::I4`], unsigned.
+    U4,
     Bool,
 }
 
 impl DType {
-    /// Bytes of one element.
+    /// Bytes of one element by itself; an element of 4 bits shares its byte, see [`DType::bytes`].
     pub fn size(self) -> usize {
         match self {
             DType::F64 | DType::I64 | DType::U64 => 8,
             DType::F32 | DType::I32 | DType::U32 => 4,
             DType::F16 | DType::BF16 | DType::I16 | DType::U16 => 2,
-            DType::I8 | DType::U8 | DType::Bool => 1,
+            DType::I8 | DType::U8 | DType::I4 | DType::U4 | DType::Bool => 1,
         }
+    }
+
+    /// Bytes of `count` elements side by side.
+    pub fn bytes(self, count: usize) -> usize {
+        if self.is_nibble() { count.div_ceil(2) } else { count * self.size() }
+    }
+
+    /// A type of 4 bits.
+    pub fn is_nibble(self) -> bool {
+        matches!(self, DType::I4 | DType::U4)
+    }
+
+    /// The type of 8 bits that holds the elements of a type of 4; any other type itself.
+    pub fn unpacked(self) -> DType {
+        match self {
+            DType::I4 => DType::I8,
+            DType::U4 => DType::U8,
+            other => other,
+        }
+    }
+
+    /// Smallest and largest value of an integer type of at most 32 bits.
+    pub fn range(self) -> Option<(i64, i64)> {
+        Some(match self {
+            DType::I4 => (-8, 7),
+            DType::U4 => (0, 15),
+            DType::I8 => (i8::MIN.into(), i8::MAX.into()),
+            DType::U8 => (0, u8::MAX.into()),
+            DType::I16 => (i16::MIN.into(), i16::MAX.into()),
+            DType::U16 => (0, u16::MAX.into()),
+            DType::I32 => (i32::MIN.into(), i32::MAX.into()),
+            DType::U32 => (0, u32::MAX.into()),
+            _ => return None,
+        })
     }
 
     /// f16, bf16, f32 or f64.
@@ -66,6 +104,8 @@ impl fmt::Display for DType {
             DType::U16 => "u16",
             DType::U32 => "u32",
             DType::U64 => "u64",
+            DType::I4 => "i4",
+            DType::U4 => "u4",
             DType::Bool => "bool",
         })
     }
@@ -143,7 +183,7 @@ impl Tensor {
     /// A tensor whose bytes are `parts` laid end to end; pieces end on element boundaries.
     pub fn from_parts(dtype: DType, shape: Vec<usize>, parts: Vec<Bytes>) -> Result<Self, TensorError> {
         let count = element_count(&shape).ok_or_else(|| TensorError::TooLarge { shape: shape.clone() })?;
-        let expected = count * dtype.size();
+        let expected = dtype.bytes(count);
         let actual: usize = parts.iter().map(Bytes::len).sum();
         if actual != expected || parts.iter().any(|p| p.len() % dtype.size() != 0) {
             return Err(TensorError::Length { dtype, shape, expected, actual });
@@ -195,7 +235,7 @@ impl Tensor {
 
     /// Number of bytes.
     pub fn byte_len(&self) -> usize {
-        self.len() * self.dtype.size()
+        self.dtype.bytes(self.len())
     }
 
     /// The pieces of the rope, in order.
@@ -247,6 +287,7 @@ impl Tensor {
             DType::U16 => all::<u16>(self, f64::from),
             DType::U32 => all::<u32>(self, f64::from),
             DType::U64 => all::<u64>(self, |x| x as f64),
+            DType::I4 | DType::U4 => self.unpacked().to_f64(),
         }
     }
 
@@ -272,6 +313,7 @@ impl Tensor {
             DType::U16 => all::<u16>(self),
             DType::U8 | DType::Bool => all::<u8>(self),
             DType::U64 => self.as_slice::<u64>()?.iter().map(|x| i64::try_from(*x).ok()).collect(),
+            DType::I4 | DType::U4 => self.unpacked().to_i64(),
             _ => None,
         }
     }
@@ -286,13 +328,47 @@ impl Tensor {
         Self::from_parts(self.dtype, shape, self.parts.clone())
     }
 
-    /// Tensors of one type laid along a new leading axis, without copying.
+    /// Elements of 4 bits as 8 bits each; any other tensor as it is.
+    pub fn unpacked(&self) -> Tensor {
+        if !self.dtype.is_nibble() {
+            return self.clone();
+        }
+        let mut out = Vec::with_capacity(self.len() + 1);
+        for byte in self.parts.iter().flat_map(|p| p.iter()) {
+            out.extend([byte & 15, byte >> 4]);
+        }
+        out.truncate(self.len());
+        if self.dtype == DType::I4 {
+            // Bit 3 is the sign.
+            out.iter_mut().for_each(|x| *x = (*x ^ 8).wrapping_sub(8));
+        }
+        Tensor { dtype: self.dtype.unpacked(), shape: self.shape.clone(), parts: vec![out.into()] }
+    }
+
+    /// The low halves of 8-bit elements side by side, as `dtype` of 4 bits: the reverse of
+    /// [`Tensor::unpacked`]. Any other pair of types gives the tensor as it is.
+    pub fn packed(&self, dtype: DType) -> Tensor {
+        if !dtype.is_nibble() || self.dtype != dtype.unpacked() {
+            return self.clone();
+        }
+        let bytes = self.bytes();
+        let half = |i: usize| bytes.get(i).map_or(0, |b| b & 15);
+        let out: Vec<u8> = (0..bytes.len()).step_by(2).map(|i| half(i) | half(i + 1) << 4).collect();
+        Tensor { dtype, shape: self.shape.clone(), parts: vec![out.into()] }
+    }
+
+    /// Tensors of one type laid along a new leading axis, without copying (but where an odd number of
+    /// elements of 4 bits leaves half a byte).
     pub fn stack(tensors: &[Tensor]) -> Result<Self, TensorError> {
         let Some(first) = tensors.first() else {
             return Err(TensorError::Differ("nothing".into(), "to stack".into()));
         };
         if let Some(other) = tensors.iter().find(|t| t.shape != first.shape || t.dtype != first.dtype) {
             return Err(TensorError::Differ(format!("{first:?}"), format!("{other:?}")));
+        }
+        if first.dtype.is_nibble() && first.len() % 2 == 1 {
+            let wide: Vec<Tensor> = tensors.iter().map(Tensor::unpacked).collect();
+            return Ok(Self::stack(&wide)?.packed(first.dtype));
         }
         let mut shape = vec![tensors.len()];
         shape.extend(&first.shape);
@@ -342,6 +418,22 @@ mod tests {
         assert_eq!(s.shape(), [2, 2]);
         assert_eq!(s.parts()[0].as_ptr(), a.parts()[0].as_ptr());
         assert_eq!(s.to_f32(), [1.0, 2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn nibbles_are_packed_low_half_first() {
+        let wide = Tensor::from_vec(vec![3], vec![-8i8, 7, -1]).expect("fits");
+        let packed = wide.packed(DType::I4);
+        assert_eq!((packed.bytes().to_vec(), packed.byte_len()), (vec![0x78, 0x0f], 2));
+        assert_eq!(packed.unpacked(), wide);
+        assert_eq!(packed.to_i64(), Some(vec![-8, 7, -1]));
+        // Halves of bytes cannot be laid side by side, whole ones are not copied.
+        let odd = Tensor::stack(&[packed.clone(), packed]).expect("alike");
+        assert_eq!(odd.to_i64(), Some(vec![-8, 7, -1, -8, 7, -1]));
+        let even = Tensor::from_vec(vec![2], vec![15u8, 1]).expect("fits").packed(DType::U4);
+        let stacked = Tensor::stack(&[even.clone(), even.clone()]).expect("alike");
+        assert_eq!(stacked.parts()[1].as_ptr(), even.parts()[0].as_ptr());
+        assert_eq!(stacked.to_f64(), [15.0, 1.0, 15.0, 1.0]);
     }
 
     #[test]

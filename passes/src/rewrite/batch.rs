@@ -5,10 +5,10 @@
 
 use super::vectorize::{Batched, VectorizeError};
 use crate::analysis::Mismatch;
-use crate::ir::{Binary, Dim, Graph, GraphError, Node, Op, ValueId};
+use crate::ir::{Binary, Blocks, Dim, Graph, GraphError, Node, Op, ValueId};
 
 /// Reshapes to `dims`; a constant stays a constant.
-pub(super) fn reshape(graph: &mut Graph, v: ValueId, dims: &[Dim]) -> Result<ValueId, GraphError> {
+pub fn reshape(graph: &mut Graph, v: ValueId, dims: &[Dim]) -> Result<ValueId, GraphError> {
     if graph.shape(v) == Some(dims) {
         return Ok(v);
     }
@@ -175,7 +175,12 @@ impl Rule<'_> {
                 self.add(op, &[x])
             }
             Op::Binary(_) | Op::Where => self.broadcast(op),
+            Op::Quantize { .. } | Op::Dequantize { .. } => self.quantize(op),
+            Op::DynamicQuantize { axes } => {
+                self.on_data(Op::DynamicQuantize { axes: axes.iter().map(|a| a + p).collect() })
+            }
             Op::MatMul => self.matmul(),
+            Op::MatMulInteger => self.matmul_integer(),
             Op::Clip => self.clip(),
             Op::Softmax { axis } => self.on_data(Op::Softmax { axis: axis + p }),
             Op::LogSoftmax { axis } => self.on_data(Op::LogSoftmax { axis: axis + p }),
@@ -263,6 +268,51 @@ impl Rule<'_> {
             return Err(self.refuse("vectors as operands"));
         }
         self.broadcast(Op::MatMul)
+    }
+
+    /// Zero points broadcast to matrices as those do to each other.
+    fn matmul_integer(&mut self) -> Result<Vec<Batched>, VectorizeError> {
+        let rank = self.lane_rank(0)?.max(self.lane_rank(1)?);
+        let inputs = self.all_aligned(rank)?;
+        self.add_optional(Op::MatMulInteger, inputs)
+    }
+
+    /// Scales and zero points broadcast; blocks are counted on operands of one rank.
+    fn quantize(&mut self, op: Op) -> Result<Vec<Batched>, VectorizeError> {
+        let p = self.p();
+        let shifted = |blocks: Option<Blocks>| blocks.map(|b| Blocks { axis: b.axis + p, ..b });
+        let (op, blocks) = match op {
+            Op::Quantize { to, blocks } => (Op::Quantize { to, blocks: shifted(blocks) }, blocks),
+            Op::Dequantize { blocks } => (Op::Dequantize { blocks: shifted(blocks) }, blocks),
+            other => (other, None),
+        };
+        let mut rank = 0;
+        for i in 0..self.operands.len() {
+            if self.operands[i].is_some() {
+                rank = rank.max(self.lane_rank(i)?);
+            }
+        }
+        let mut inputs = self.all_aligned(rank)?;
+        if blocks.is_some() {
+            for (input, operand) in inputs.iter_mut().zip(self.operands) {
+                if let (Some(v), Some(false)) = (&mut *input, operand.map(|o| o.batched)) {
+                    *v = insert_axes(self.graph, *v, 0, p)?;
+                }
+            }
+        }
+        self.add_optional(op, inputs)
+    }
+
+    /// Every operand aligned, absent ones left out.
+    fn all_aligned(&mut self, rank: usize) -> Result<Vec<Option<ValueId>>, VectorizeError> {
+        let mut inputs = Vec::with_capacity(self.operands.len());
+        for i in 0..self.operands.len() {
+            inputs.push(match self.operands[i] {
+                Some(_) => Some(self.aligned(i, rank)?),
+                None => None,
+            });
+        }
+        Ok(inputs)
     }
 
     fn clip(&mut self) -> Result<Vec<Batched>, VectorizeError> {
@@ -410,13 +460,7 @@ impl Rule<'_> {
         for i in 0..3 {
             rank = rank.max(self.lane_rank(i)?);
         }
-        let mut inputs = Vec::with_capacity(self.operands.len());
-        for i in 0..self.operands.len() {
-            inputs.push(match self.operands[i] {
-                Some(_) => Some(self.aligned(i, rank)?),
-                None => None,
-            });
-        }
+        let inputs = self.all_aligned(rank)?;
         self.add_optional(op, inputs)
     }
 

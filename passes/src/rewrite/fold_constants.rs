@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A result is kept only when it is small or no larger than the constants that die with the node: folding
-//! must not duplicate a large weight.
+//! must not duplicate a large weight, nor expand a quantised one, however small.
 
 use std::collections::HashSet;
 
@@ -51,7 +51,10 @@ fn fold(graph: &mut Graph, notes: &mut Notes, weightless: usize) -> Result<usize
             .filter(|v| uses.get(v.index()).is_some_and(|n| *n <= 1))
             .filter_map(|v| graph.tensor(v).map(Tensor::byte_len))
             .sum();
-        let allowed = dying.max(if of_weights { SMALL } else { weightless });
+        let allowed = match node.op {
+            Op::Dequantize { .. } => dying,
+            _ => dying.max(if of_weights { SMALL } else { weightless }),
+        };
         if !affordable(graph, node, allowed) {
             return Ok(vec![]);
         }
@@ -115,7 +118,7 @@ fn constants<'g>(graph: &'g Graph, node: &Node) -> Option<Vec<Option<&'g Tensor>
 fn affordable(graph: &Graph, node: &Node, bytes: usize) -> bool {
     let size = |ty: &Type| {
         let n = crate::ir::element_count(&ty.known_shape()?)?;
-        n.checked_mul(ty.dtype.size())
+        Some(ty.dtype.bytes(n))
     };
     node.outputs.iter().all(|v| match graph.ty(*v) {
         // The size is only known when it is computed; such results (NonZero) are small next to their
@@ -181,6 +184,24 @@ mod tests {
         g.add_output("large", large);
         let (clean, _) = after(&g, &PASS);
         assert_eq!((clean.node_count(), count(&clean, "Expand")), (2, 1));
+    }
+
+    #[test]
+    fn quantised_weights_are_not_expanded() {
+        let mut g = Graph::new("quantised");
+        let x = g.add_input("x", f32s(&[-1, 4]));
+        let w = g.constant(Tensor::from_vec(vec![3, 4], vec![1i8; 12]).unwrap());
+        let scale = g.constant(random(1, &[4]));
+        let wt = g.op(Op::Dequantize { blocks: None }, &[w, scale]);
+        let wt = g.op(Op::Transpose { perm: vec![1, 0] }, &[wt]);
+        let y = g.op(Op::MatMul, &[x, wt]);
+        // A bias of 32 bits is as large either way.
+        let bias = g.constant(Tensor::from_vec(vec![3], vec![1i32; 3]).unwrap());
+        let half = g.constant(Tensor::scalar(0.5f32));
+        let bias = g.op(Op::Dequantize { blocks: None }, &[bias, half]);
+        let y = g.bin(Binary::Add, y, bias);
+        g.add_output("y", y);
+        assert_eq!(count(&after(&g, &PASS).0, "DequantizeLinear"), 1);
     }
 
     #[test]

@@ -43,9 +43,10 @@ mod units;
 mod vectorize;
 mod views;
 
+pub use batch::reshape;
 pub use bind::{BindError, bind, bindings_from};
 pub use driver::{CleanUpReport, apply_pass, clean_up, clean_up_exact};
-pub use lower::{Dialect, lower};
+pub use lower::{Dialect, Quantization, ScaleForm, lower, scale_form};
 pub use merge::{MergeError, merge};
 pub use parallelize::{ParallelizeError, Parallelized, SegmentReport, parallelize};
 pub use stage::{SplitError, Stages};

@@ -114,6 +114,8 @@ fn embeds(from: DType, to: DType) -> bool {
         BF16 => (8, true),
         F32 => (24, true),
         F64 => (53, true),
+        I4 => (3, true),
+        U4 => (4, false),
     };
     if from == to {
         return true;

@@ -26,6 +26,8 @@ pub(super) fn to_tract(tensor: &Tensor) -> Result<tract::Tensor, Failed> {
         DType::U16 => to::<u16>(tensor),
         DType::U32 => to::<u32>(tensor),
         DType::U64 => to::<u64>(tensor),
+        DType::I4 => to::<i8>(&tensor.unpacked()),
+        DType::U4 => to::<u8>(&tensor.unpacked()),
         DType::Bool => {
             let bools: Vec<bool> =
                 tensor.as_slice::<u8>().ok_or("not bool")?.iter().map(|b| *b != 0).collect();

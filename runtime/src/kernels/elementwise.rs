@@ -1,5 +1,5 @@
 //! Elementwise programs over strided views: chains of arithmetic, and also copies, transposes, pieces of
-//! a concatenation, expansions, slices, fills, ranges, masks from positions, and casts f16 → f32.
+//! a concatenation, expansions, slices, fills, ranges, masks from positions, and packed elements as words.
 //!
 //! Bindings: the buffers read, in order; the results, in order.
 
@@ -17,7 +17,7 @@ const INTERPRET: u32 = 1 << 12;
 pub struct Elementwise<'a> {
     /// What is computed.
     pub program: &'a Program,
-    /// Buffers, f32, f16, i32 or bool, each broadcastable to the results' shape.
+    /// Buffers, of any type, each broadcastable to the results' shape.
     pub inputs: &'a [&'a Operand],
     /// Index inputs: the *address* that the view gives a position is the value. A view of strides
     /// `[0, 1]` and offset 3 is `3 + column`.
@@ -48,7 +48,7 @@ const REGS: [[&str; 3]; MAX_STEPS] = [
     ["A14", "B14", "C14"],
     ["A15", "B15", "C15"],
 ];
-const HALF: [&str; MAX_INPUTS] = ["HALF0", "HALF1", "HALF2", "HALF3", "HALF4", "HALF5"];
+const FORM: [&str; MAX_INPUTS] = ["FORM0", "FORM1", "FORM2", "FORM3", "FORM4", "FORM5"];
 const ENTRIES: [[&str; 2]; MAX_INPUTS + 1] = [
     ["in0_out1", "in0_out2"],
     ["in1_out1", "in1_out2"],
@@ -138,8 +138,8 @@ impl Elementwise<'_> {
             .done();
 
         let mut constants = vec![constant("RANK", space.shape.len() as u32), constant("WG", WORKGROUP)];
-        for (name, _) in HALF.iter().zip(self.inputs).filter(|(_, i)| i.scalar == Scalar::F16) {
-            constants.push(constant(name, 1));
+        for (name, input) in FORM.iter().zip(self.inputs).filter(|(_, i)| i.scalar.is_packed()) {
+            constants.push(constant(name, input.scalar.form()));
         }
         if interpret {
             constants.push(constant("INTERPRET", 1));

@@ -42,12 +42,12 @@ override INTERPRET: bool = false;
 override STEPS: u32 = 0u;
 override RESULT0: u32 = 0u;
 override RESULT1: u32 = 0u;
-override HALF0: bool = false;
-override HALF1: bool = false;
-override HALF2: bool = false;
-override HALF3: bool = false;
-override HALF4: bool = false;
-override HALF5: bool = false;
+override FORM0: u32 = 0u;
+override FORM1: u32 = 0u;
+override FORM2: u32 = 0u;
+override FORM3: u32 = 0u;
+override FORM4: u32 = 0u;
+override FORM5: u32 = 0u;
 override OP0: u32 = 0u; override A0: u32 = 0u; override B0: u32 = 0u; override C0: u32 = 0u;
 override OP1: u32 = 0u; override A1: u32 = 0u; override B1: u32 = 0u; override C1: u32 = 0u;
 override OP2: u32 = 0u; override A2: u32 = 0u; override B2: u32 = 0u; override C2: u32 = 0u;
@@ -97,9 +97,25 @@ fn locate(w: vec3<u32>, n: vec3<u32>, l: u32) -> bool {
     return true;
 }
 
-fn half(word: u32, i: u32) -> u32 {
-    let pair = unpack2x16float(word);
-    return bitcast<u32>(select(pair.x, pair.y, (i & 1u) == 1u));
+// How elements lie: 0 a word each, 1 f16, 2 i8, 3 u8, 4 i4, 5 u4.
+
+// The logarithm of the elements to a word.
+fn density(form: u32) -> u32 {
+    return select(select(1u, 2u, form > 1u), 3u, form > 3u);
+}
+
+// Element i, which lies in this word, as a word.
+fn unpack(word: u32, i: u32, form: u32) -> u32 {
+    switch (form) {
+        case 1u: {
+            let pair = unpack2x16float(word);
+            return bitcast<u32>(select(pair.x, pair.y, (i & 1u) == 1u));
+        }
+        case 2u: { return bitcast<u32>(extractBits(bitcast<i32>(word), (i & 3u) * 8u, 8u)); }
+        case 3u: { return extractBits(word, (i & 3u) * 8u, 8u); }
+        case 4u: { return bitcast<u32>(extractBits(bitcast<i32>(word), (i & 7u) * 4u, 4u)); }
+        default: { return extractBits(word, (i & 7u) * 4u, 4u); }
+    }
 }
 
 fn is_nan(x: f32) -> bool { return (bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u; }
@@ -442,37 +458,37 @@ fn result1() -> u32 { return r[select(RESULT1, p.results[1], INTERPRET)]; }
 
 fn load0() -> u32 {
     let i = address(0u);
-    if (HALF0) { return half(in0[i / 2u], i); }
+    if (FORM0 != 0u) { return unpack(in0[i >> density(FORM0)], i, FORM0); }
     return in0[i];
 }
 
 fn load1() -> u32 {
     let i = address(1u);
-    if (HALF1) { return half(in1[i / 2u], i); }
+    if (FORM1 != 0u) { return unpack(in1[i >> density(FORM1)], i, FORM1); }
     return in1[i];
 }
 
 fn load2() -> u32 {
     let i = address(2u);
-    if (HALF2) { return half(in2[i / 2u], i); }
+    if (FORM2 != 0u) { return unpack(in2[i >> density(FORM2)], i, FORM2); }
     return in2[i];
 }
 
 fn load3() -> u32 {
     let i = address(3u);
-    if (HALF3) { return half(in3[i / 2u], i); }
+    if (FORM3 != 0u) { return unpack(in3[i >> density(FORM3)], i, FORM3); }
     return in3[i];
 }
 
 fn load4() -> u32 {
     let i = address(4u);
-    if (HALF4) { return half(in4[i / 2u], i); }
+    if (FORM4 != 0u) { return unpack(in4[i >> density(FORM4)], i, FORM4); }
     return in4[i];
 }
 
 fn load5() -> u32 {
     let i = address(5u);
-    if (HALF5) { return half(in5[i / 2u], i); }
+    if (FORM5 != 0u) { return unpack(in5[i >> density(FORM5)], i, FORM5); }
     return in5[i];
 }
 

@@ -30,11 +30,11 @@ pub enum GatherKind {
 /// A gather. Negative indices count from the end.
 #[derive(Debug)]
 pub struct Gather<'a> {
-    /// The table, f32, f16, i32 or bool. With `rows`, a view of those rows only.
+    /// The table, of any type. With `rows`, a view of those rows only.
     pub data: &'a Operand,
     /// i32.
     pub indices: &'a Operand,
-    /// f32 for f16 data, otherwise of the data's type.
+    /// Of the data's type, unpacked.
     pub out: &'a Operand,
     /// Axis of `data`.
     pub axis: usize,
@@ -53,11 +53,8 @@ impl Gather<'_> {
     /// # Errors
     /// When shapes or types do not fit.
     pub fn launch(&self, limits: &Limits) -> Result<Launch, KernelError> {
-        let words = [Scalar::F32, Scalar::F16, Scalar::I32, Scalar::Bool];
-        expect(KERNEL, "data", self.data, &words)?;
         expect(KERNEL, "indices", self.indices, &[Scalar::I32])?;
-        let result = if self.data.scalar == Scalar::F16 { Scalar::F32 } else { self.data.scalar };
-        expect(KERNEL, "the result", self.out, &[result])?;
+        expect(KERNEL, "the result", self.out, &[self.data.scalar.unpacked()])?;
         let (data, indices) = (&self.data.view, &self.indices.view);
         let Some(held) = data.shape.get(self.axis).copied() else {
             let reason = format!("axis {} of {data:?}", self.axis);
@@ -119,8 +116,8 @@ impl Gather<'_> {
             .word(mark)
             .done();
         let mut constants = vec![constant("WG", WORKGROUP)];
-        if self.data.scalar == Scalar::F16 {
-            constants.push(constant("HALF", 1));
+        if self.data.scalar.is_packed() {
+            constants.push(constant("FORM", self.data.scalar.form()));
         }
         let entry = if self.bounds == Bounds::Clamp { "clamped" } else { "checked" };
         Ok(Launch {

@@ -27,7 +27,22 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> out_checked: array<u32>;
 
 override WG: u32 = 64u;
-override HALF: bool = false;
+// How the table's elements lie: 0 a word each, 1 f16, 2 i8, 3 u8, 4 i4, 5 u4.
+override FORM: u32 = 0u;
+
+fn load(i: u32) -> u32 {
+    switch (FORM) {
+        case 0u: { return data[i]; }
+        case 1u: {
+            let pair = unpack2x16float(data[i / 2u]);
+            return bitcast<u32>(select(pair.x, pair.y, (i & 1u) == 1u));
+        }
+        case 2u: { return bitcast<u32>(extractBits(bitcast<i32>(data[i / 4u]), (i & 3u) * 8u, 8u)); }
+        case 3u: { return extractBits(data[i / 4u], (i & 3u) * 8u, 8u); }
+        case 4u: { return bitcast<u32>(extractBits(bitcast<i32>(data[i / 8u]), (i & 7u) * 4u, 4u)); }
+        default: { return extractBits(data[i / 8u], (i & 7u) * 4u, 4u); }
+    }
+}
 
 struct Found {
     // Whether this element is to be written.
@@ -55,12 +70,7 @@ fn find(i: u32) -> Found {
     var found = Found(row >= p.low && row < p.high, outside, at.z, 0u);
     if (found.here) {
         let j = at.x + (row - p.low) * p.along;
-        if (HALF) {
-            let pair = unpack2x16float(data[j / 2u]);
-            found.word = bitcast<u32>(select(pair.x, pair.y, (j & 1u) == 1u));
-        } else {
-            found.word = data[j];
-        }
+        found.word = load(j);
     }
     return found;
 }

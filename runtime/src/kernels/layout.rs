@@ -134,12 +134,9 @@ pub(super) fn grid(kernel: &'static str, groups: u64, limits: &Limits) -> Result
 
 /// Bytes that a view touches at least once (broadcast axes count once).
 pub(super) fn touched(operand: &Operand) -> u64 {
-    let size = match operand.scalar {
-        Scalar::F16 => 2,
-        Scalar::F32 | Scalar::I32 | Scalar::Bool => 4,
-    };
     let axes = operand.view.shape.iter().zip(&operand.view.strides);
-    axes.map(|(d, s)| if *s == 0 { u64::from(*d != 0) } else { u64::from(*d) }).product::<u64>() * size
+    let elements: u64 = axes.map(|(d, s)| if *s == 0 { u64::from(*d != 0) } else { u64::from(*d) }).product();
+    (elements * operand.scalar.bits()).div_ceil(8)
 }
 
 /// A constant of a pipeline key.

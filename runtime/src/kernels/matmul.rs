@@ -3,7 +3,10 @@
 //! The units of a layer-parallel segment are a batch axis: one dispatch, whatever their number. A batch
 //! axis of `a` that `b` does not have joins the rows.
 //!
-//! Bindings: `a`, `b`, `bias` (or `a` again), `residual` (or `a` again), `out`.
+//! `b` may be integers with a scale and a zero point per block of `K`: they stay integers in memory and become
+//! floats when they are read.
+//!
+//! Bindings: `a`, `b`, `scale`, `zero`, `bias`, `residual` (each of these `a` again where absent), `out`.
 
 use super::layout::{Space, Words, broadcast, constant, count, expect, grid, touched};
 use super::program::ElementOp;
@@ -11,7 +14,7 @@ use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
 
 const KERNEL: &str = "matmul";
 /// Batch axes, and contracted batch axes, after merging.
-const MAX_BATCH: usize = 4;
+pub(super) const MAX_BATCH: usize = 4;
 /// Rows that the workgroup-per-columns kernel takes.
 const GEMV_ROWS: u32 = 4;
 /// Lanes that the kernel with subgroup operations is written for.
@@ -21,13 +24,27 @@ const FEW_ROWS: u32 = 4;
 /// Beyond this many rows it takes 32 at once, which repays a longer compilation, else 16.
 const MANY_ROWS: u32 = 256;
 
+/// What the integers of a quantised operand stand for: `(b - zero) · scale`.
+#[derive(Clone, Copy, Debug)]
+pub struct Coding<'a> {
+    /// `[.., blocks or 1, N or 1]`, f32 or f16; batch axes broadcast.
+    pub scale: &'a Operand,
+    /// Likewise, integers of any form.
+    pub zero: Option<&'a Operand>,
+    /// Elements of a block along `K`, a power of two; anything where the parameters do not vary along `K`.
+    pub block: u32,
+}
+
 /// A matrix product.
 #[derive(Debug)]
 pub struct Matmul<'a> {
     /// `[batch.., contracted.., M, K]`, f32; any strides.
     pub a: &'a Operand,
-    /// `[batch.., contracted.., K, N]`, f32 or f16; any strides. Batch axes broadcast.
+    /// `[batch.., contracted.., K, N]`, f32 or f16, or integers with a coding; any strides. Batch axes
+    /// broadcast.
     pub b: &'a Operand,
+    /// How the integers of `b` are read.
+    pub coding: Option<Coding<'a>>,
     /// `[batch.., 1 per contracted axis.., M, N]`, f32.
     pub out: &'a Operand,
     /// The last `contract` batch axes are summed over.
@@ -55,14 +72,19 @@ pub enum Variant {
     Tiled,
 }
 
-struct Problem {
-    batch: Space,
-    contract: Space,
-    m: u32,
-    n: u32,
-    k: u32,
-    /// `[offset, row, column]` of a, b, out, bias, residual.
-    inner: [[u32; 3]; 5],
+/// The operands of a product: places in [`Problem`].
+pub(super) const OPERANDS: usize = 7;
+/// Those that vary with `b` and not with the rows: `b` itself, scale, zero point.
+const OF_B: [usize; 3] = [1, 5, 6];
+
+pub(super) struct Problem {
+    pub(super) batch: Space,
+    pub(super) contract: Space,
+    pub(super) m: u32,
+    pub(super) n: u32,
+    pub(super) k: u32,
+    /// `[offset, row, column]` of a, b, out, bias, residual, scale, zero.
+    pub(super) inner: [[u32; 3]; OPERANDS],
 }
 
 impl Matmul<'_> {
@@ -92,75 +114,49 @@ impl Matmul<'_> {
 
     fn problem(&self) -> Result<Problem, KernelError> {
         expect(KERNEL, "a", self.a, &[Scalar::F32])?;
-        expect(KERNEL, "b", self.b, &[Scalar::F32, Scalar::F16])?;
+        match self.coding {
+            None => expect(KERNEL, "b", self.b, &[Scalar::F32, Scalar::F16])?,
+            Some(coding) => {
+                let integers = [Scalar::I8, Scalar::U8, Scalar::I4, Scalar::U4, Scalar::I32];
+                expect(KERNEL, "b with a scale", self.b, &integers)?;
+                expect(KERNEL, "scale", coding.scale, &[Scalar::F32, Scalar::F16])?;
+                if let Some(zero) = coding.zero {
+                    expect(KERNEL, "zero point", zero, &integers)?;
+                }
+            }
+        }
         expect(KERNEL, "the result", self.out, &[Scalar::F32])?;
         for extra in [self.bias, self.residual].into_iter().flatten() {
             expect(KERNEL, "bias or residual", extra, &[Scalar::F32])?;
         }
-        let misfit = || KernelError::Unsupported {
-            kernel: KERNEL,
-            reason: format!(
-                "{:?} by {:?} into {:?} with {} contracted axes",
-                self.a.view, self.b.view, self.out.view, self.contract
-            ),
-        };
-        let out = &self.out.view;
-        let rank = out.shape.len();
-        let (&[.., m, k], &[.., kb, n]) = (&self.a.view.shape[..], &self.b.view.shape[..]) else {
-            return Err(misfit());
-        };
-        if rank < 2 + self.contract || k != kb || out.shape[rank - 2..] != [m, n] || out.strides.len() != rank
-        {
-            return Err(misfit());
-        }
-        let outer = rank - 2 - self.contract;
-        if out.shape[outer..rank - 2].iter().any(|d| *d != 1) {
-            return Err(misfit());
-        }
-        // The iteration's shape: out's batch axes, then the contracted axes' sizes from the operands.
-        let mut full = out.shape.clone();
-        for (axis, size) in full.iter_mut().enumerate().skip(outer).take(self.contract) {
-            let back = rank - axis;
-            for operand in [&self.a.view, &self.b.view] {
-                let at = operand.shape.len().checked_sub(back).and_then(|i| operand.shape.get(i));
-                if let Some(d) = at.filter(|d| **d != 1) {
-                    *size = *d;
-                }
-            }
-        }
-        count(KERNEL, &out.shape)?;
-        let with = |m: u32, n: u32| {
-            let mut shape = full.clone();
-            shape[rank - 2..].copy_from_slice(&[m, n]);
-            shape
-        };
-        let mut strides = vec![
-            broadcast(KERNEL, &self.a.view, &with(m, k))?,
-            broadcast(KERNEL, &self.b.view, &with(k, n))?,
-            out.strides.clone(),
-        ];
-        for extra in [self.bias, self.residual] {
-            strides.push(match extra {
-                Some(operand) => broadcast(KERNEL, &operand.view, &out.shape)?,
-                None => vec![0; rank],
-            });
-        }
-        let offset = |operand: Option<&Operand>| operand.map_or(0, |o| o.view.offset);
-        let offsets = [Some(self.a), Some(self.b), Some(self.out), self.bias, self.residual].map(offset);
-        let mut inner = [[0; 3]; 5];
-        for ((to, s), offset) in inner.iter_mut().zip(&strides).zip(offsets) {
-            *to = [offset, s[rank - 2], s[rank - 1]];
-        }
-        let part = |range: std::ops::Range<usize>| -> Space {
-            let cut: Vec<Vec<u32>> = strides.iter().map(|s| s[range.clone()].to_vec()).collect();
-            Space::merge(&full[range], &cut)
-        };
-        let batch = part(0..outer);
-        let contract = part(outer..rank - 2).at_most(KERNEL, MAX_BATCH)?;
-        let mut problem = Problem { batch, contract, m, n, k, inner };
+        let coding = [self.coding.map(|c| c.scale), self.coding.and_then(|c| c.zero)];
+        let mut problem = Problem::new(
+            KERNEL,
+            [self.a, self.b, self.out],
+            self.contract,
+            [self.bias, self.residual],
+            coding,
+        )?;
         problem.join_rows();
         problem.batch = problem.batch.at_most(KERNEL, MAX_BATCH)?;
         Ok(problem)
+    }
+
+    /// The logarithm of the block; 31 where there is but one.
+    fn shift(&self) -> Result<u32, KernelError> {
+        let Some(coding) = self.coding else { return Ok(31) };
+        let along = |o: &Operand| {
+            let shape = &o.view.shape;
+            shape.len().checked_sub(2).is_some_and(|i| shape[i] != 1)
+        };
+        if !along(coding.scale) && !coding.zero.is_some_and(along) {
+            return Ok(31);
+        }
+        if coding.block.is_power_of_two() {
+            return Ok(coding.block.trailing_zeros());
+        }
+        let reason = format!("blocks of {}; powers of two are supported", coding.block);
+        Err(KernelError::Unsupported { kernel: KERNEL, reason })
     }
 
     fn build(&self, problem: &Problem, variant: Variant, limits: &Limits) -> Result<Launch, KernelError> {
@@ -188,17 +184,20 @@ impl Matmul<'_> {
         for strides in &batch.strides {
             words = words.array(strides, 4);
         }
-        words = words.array(&contract.shape, 4).array(&contract.strides[0], 4).array(&contract.strides[1], 4);
+        words = words.array(&contract.shape, 4);
+        for operand in [0, 1, 5, 6] {
+            words = words.array(&contract.strides[operand], 4);
+        }
         for view in inner {
             words = words.array(view, 4);
         }
-        let sizes = [*m, *n, *k, contracted as u32, tiles[0], tiles[1], groups.min(u32::MAX.into()) as u32];
+        let groups_word = groups.min(u32::MAX.into()) as u32;
+        let sizes = [*m, *n, *k, contracted as u32, tiles[0], tiles[1], groups_word, self.shift()?];
         let mut constants = vec![constant("WG", workgroup)];
         if variant != Variant::Tiled {
             constants.push(constant("ROWS", rows));
         }
         let flags = [
-            ("B_HALF", self.b.scalar == Scalar::F16),
             ("ACCUMULATE", self.accumulate),
             ("BIAS", self.bias.is_some()),
             ("RESIDUAL", self.residual.is_some()),
@@ -209,31 +208,132 @@ impl Matmul<'_> {
             ),
         ];
         constants.extend(flags.iter().filter(|(_, on)| *on).map(|(name, _)| constant(name, 1)));
+        let forms = [
+            ("B_FORM", Some(self.b)),
+            ("SCALE_FORM", self.coding.map(|c| c.scale)),
+            ("ZERO_FORM", self.coding.and_then(|c| c.zero)),
+        ];
+        for (name, operand) in forms {
+            if let Some(form) = operand.map(|o| o.scalar.form()).filter(|f| *f != 0) {
+                constants.push(constant(name, form));
+            }
+        }
+        if let Some(coding) = self.coding {
+            constants.push(constant("CODED", if coding.zero.is_some() { 2 } else { 1 }));
+        }
         if let Some(op) = self.activation {
             constants.push(constant("ACTIVATION", activation(op)?));
         }
+        let coding = [self.coding.map(|c| c.scale), self.coding.and_then(|c| c.zero)];
         let operands = [Some(self.a), Some(self.b), self.bias, self.residual, Some(self.out)];
+        let operands = operands.into_iter().chain(coding);
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params: words.array(&sizes, 8).done(),
-            reads: 4,
+            reads: 6,
             grid: grid(KERNEL, groups, limits)?,
             flops: 2 * u64::from(*m) * u64::from(*n) * u64::from(*k) * batches * contracted,
-            bytes: operands.into_iter().flatten().map(touched).sum(),
+            bytes: operands.flatten().map(touched).sum(),
         })
     }
 }
 
 impl Problem {
+    /// The product of `[a, b, out]` over `contract` contracted axes, with operands that broadcast to `out` and
+    /// two that broadcast to `b` but for its rows.
+    pub(super) fn new(
+        kernel: &'static str,
+        [a, b, out]: [&Operand; 3],
+        contract: usize,
+        like_out: [Option<&Operand>; 2],
+        like_b: [Option<&Operand>; 2],
+    ) -> Result<Problem, KernelError> {
+        let misfit = || KernelError::Unsupported {
+            kernel,
+            reason: format!(
+                "{:?} by {:?} into {:?} with {contract} contracted axes",
+                a.view, b.view, out.view
+            ),
+        };
+        let result = &out.view;
+        let rank = result.shape.len();
+        let (&[.., m, k], &[.., kb, n]) = (&a.view.shape[..], &b.view.shape[..]) else {
+            return Err(misfit());
+        };
+        if rank < 2 + contract
+            || k != kb
+            || result.shape[rank - 2..] != [m, n]
+            || result.strides.len() != rank
+        {
+            return Err(misfit());
+        }
+        let outer = rank - 2 - contract;
+        if result.shape[outer..rank - 2].iter().any(|d| *d != 1) {
+            return Err(misfit());
+        }
+        // The iteration's shape: out's batch axes, then the contracted axes' sizes from the operands.
+        let mut full = result.shape.clone();
+        for (axis, size) in full.iter_mut().enumerate().skip(outer).take(contract) {
+            let back = rank - axis;
+            for operand in [&a.view, &b.view] {
+                let at = operand.shape.len().checked_sub(back).and_then(|i| operand.shape.get(i));
+                if let Some(d) = at.filter(|d| **d != 1) {
+                    *size = *d;
+                }
+            }
+        }
+        count(kernel, &result.shape)?;
+        let with = |m: u32, n: u32| {
+            let mut shape = full.clone();
+            shape[rank - 2..].copy_from_slice(&[m, n]);
+            shape
+        };
+        let mut strides = vec![
+            broadcast(kernel, &a.view, &with(m, k))?,
+            broadcast(kernel, &b.view, &with(k, n))?,
+            result.strides.clone(),
+        ];
+        for extra in like_out {
+            strides.push(match extra {
+                Some(operand) => broadcast(kernel, &operand.view, &result.shape)?,
+                None => vec![0; rank],
+            });
+        }
+        for extra in like_b {
+            strides.push(match extra.map(|o| &o.view) {
+                Some(view) => {
+                    let rows = view.shape.len().checked_sub(2).map_or(1, |i| view.shape[i]);
+                    broadcast(kernel, view, &with(rows, n))?
+                }
+                None => vec![0; rank],
+            });
+        }
+        let offset = |operand: Option<&Operand>| operand.map_or(0, |o| o.view.offset);
+        let [bias, residual] = like_out;
+        let [scale, zero] = like_b;
+        let offsets = [Some(a), Some(b), Some(out), bias, residual, scale, zero].map(offset);
+        let mut inner = [[0; 3]; OPERANDS];
+        for ((to, s), offset) in inner.iter_mut().zip(&strides).zip(offsets) {
+            *to = [offset, s[rank - 2], s[rank - 1]];
+        }
+        let part = |range: std::ops::Range<usize>| -> Space {
+            let cut: Vec<Vec<u32>> = strides.iter().map(|s| s[range.clone()].to_vec()).collect();
+            Space::merge(&full[range], &cut)
+        };
+        let batch = part(0..outer);
+        let contract = part(outer..rank - 2).at_most(kernel, MAX_BATCH)?;
+        Ok(Problem { batch, contract, m, n, k, inner })
+    }
+
     /// Moves the innermost batch axis into the rows while `b` does not have it and the others walk it
     /// in step with their rows.
-    fn join_rows(&mut self) {
+    pub(super) fn join_rows(&mut self) {
         while let Some(size) = self.batch.shape.last().copied().filter(|d| *d != 1) {
             let last: Vec<u32> = self.batch.strides.iter().filter_map(|s| s.last().copied()).collect();
             let rows = self.m;
             let joins =
                 last.iter().zip(&self.inner).enumerate().all(|(operand, (stride, inner))| match operand {
-                    1 => *stride == 0,
+                    operand if OF_B.contains(&operand) => *stride == 0,
                     _ => *stride == inner[1].wrapping_mul(rows),
                 });
             // A single row has no stride of its own.
@@ -243,7 +343,7 @@ impl Problem {
             }
             if single {
                 for (operand, (stride, inner)) in last.iter().zip(self.inner.iter_mut()).enumerate() {
-                    if operand != 1 {
+                    if !OF_B.contains(&operand) {
                         inner[1] = *stride;
                     }
                 }

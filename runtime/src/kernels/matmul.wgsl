@@ -9,15 +9,21 @@ struct Params {
     batch_out: vec4<u32>,
     batch_bias: vec4<u32>,
     batch_residual: vec4<u32>,
+    batch_scale: vec4<u32>,
+    batch_zero: vec4<u32>,
     contract: vec4<u32>,
     contract_a: vec4<u32>,
     contract_b: vec4<u32>,
+    contract_scale: vec4<u32>,
+    contract_zero: vec4<u32>,
     // Offset, row stride, column stride.
     a: vec4<u32>,
     b: vec4<u32>,
     out: vec4<u32>,
     bias: vec4<u32>,
     residual: vec4<u32>,
+    scale: vec4<u32>,
+    zero_point: vec4<u32>,
     m: u32,
     n: u32,
     k: u32,
@@ -26,19 +32,28 @@ struct Params {
     tiles_n: u32,
     tiles_m: u32,
     groups: u32,
+    // Row k of b has the scale and the zero point number k >> shift.
+    shift: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
 @group(0) @binding(2) var<storage, read> b: array<u32>;
-@group(0) @binding(3) var<storage, read> bias: array<f32>;
-@group(0) @binding(4) var<storage, read> residual: array<f32>;
-@group(0) @binding(5) var<storage, read_write> out: array<f32>;
+@group(0) @binding(3) var<storage, read> scale: array<u32>;
+@group(0) @binding(4) var<storage, read> zero_point: array<u32>;
+@group(0) @binding(5) var<storage, read> bias: array<f32>;
+@group(0) @binding(6) var<storage, read> residual: array<f32>;
+@group(0) @binding(7) var<storage, read_write> out: array<f32>;
 
 override WG: u32 = 32u;
 // Rows of an invocation (software), a subgroup (16 or 32), or a workgroup (gemv).
 override ROWS: u32 = 8u;
-override B_HALF: bool = false;
+// How elements lie: 0 a word each, 1 f16, 2 i8, 3 u8, 4 i4, 5 u4.
+override B_FORM: u32 = 0u;
+override SCALE_FORM: u32 = 0u;
+override ZERO_FORM: u32 = 0u;
+// b is integers: with a scale (1), and with a zero point (2).
+override CODED: u32 = 0u;
 override ACCUMULATE: bool = false;
 override BIAS: bool = false;
 override RESIDUAL: bool = false;
@@ -51,12 +66,77 @@ override B_ALONG_K: bool = false;
 // alone decides a branch or the end of a loop, unless this is added to it.
 var<private> zero: u32;
 
-fn load_b(i: u32) -> f32 {
-    if (B_HALF) {
-        let pair = unpack2x16float(b[i / 2u]);
-        return select(pair.x, pair.y, (i & 1u) == 1u);
+// The logarithm of the elements to a word.
+fn density(form: u32) -> u32 {
+    return select(select(select(0u, 1u, form > 0u), 2u, form > 1u), 3u, form > 3u);
+}
+
+fn half(word: u32, i: u32) -> f32 {
+    let pair = unpack2x16float(word);
+    return select(pair.x, pair.y, (i & 1u) == 1u);
+}
+
+// Integer i, which lies in this word.
+fn integer(word: u32, i: u32, form: u32) -> i32 {
+    switch (form) {
+        case 0u: { return bitcast<i32>(word); }
+        case 2u: { return extractBits(bitcast<i32>(word), (i & 3u) * 8u, 8u); }
+        case 3u: { return bitcast<i32>(extractBits(word, (i & 3u) * 8u, 8u)); }
+        case 4u: { return extractBits(bitcast<i32>(word), (i & 7u) * 4u, 4u); }
+        default: { return bitcast<i32>(extractBits(word, (i & 7u) * 4u, 4u)); }
     }
+}
+
+// Element i of b; of a coded one, the integer.
+fn load_b(i: u32) -> f32 {
+    if (CODED > 0u) { return f32(integer(b[i >> density(B_FORM)], i, B_FORM)); }
+    if (B_FORM == 1u) { return half(b[i / 2u], i); }
     return bitcast<f32>(b[i]);
+}
+
+fn load_scale(i: u32) -> f32 {
+    if (SCALE_FORM == 1u) { return half(scale[i / 2u], i); }
+    return bitcast<f32>(scale[i]);
+}
+
+fn load_zero(i: u32) -> f32 {
+    return f32(integer(zero_point[i >> density(ZERO_FORM)], i, ZERO_FORM));
+}
+
+// Where scales and zero points of four columns begin.
+struct Code {
+    scale: vec4<u32>,
+    zero_point: vec4<u32>,
+}
+
+fn code(t: vec4<u32>, contracted: vec4<u32>, columns: vec4<u32>) -> Code {
+    var c: Code;
+    if (CODED > 0u) {
+        c.scale = columns * p.scale.z + (p.scale.x + dot4(t, p.batch_scale) + dot4(contracted, p.contract_scale));
+    }
+    if (CODED > 1u) {
+        c.zero_point = columns * p.zero_point.z
+            + (p.zero_point.x + dot4(t, p.batch_zero) + dot4(contracted, p.contract_zero));
+    }
+    return c;
+}
+
+fn scales(c: Code, block: u32) -> vec4<f32> {
+    if (CODED == 0u) { return vec4<f32>(1.0); }
+    let i = c.scale + block * p.scale.y;
+    return vec4<f32>(load_scale(i.x), load_scale(i.y), load_scale(i.z), load_scale(i.w));
+}
+
+fn zeros(c: Code, block: u32) -> vec4<f32> {
+    if (CODED < 2u) { return vec4<f32>(0.0); }
+    let i = c.zero_point + block * p.zero_point.y;
+    return vec4<f32>(load_zero(i.x), load_zero(i.y), load_zero(i.z), load_zero(i.w));
+}
+
+// Four elements of b from what is stored of them.
+fn decoded(y: vec4<f32>, scale4: vec4<f32>, zero4: vec4<f32>) -> vec4<f32> {
+    if (CODED == 0u) { return y; }
+    return (y - zero4) * scale4;
 }
 
 fn dot4(x: vec4<u32>, y: vec4<u32>) -> u32 {
@@ -152,20 +232,29 @@ fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     if (column >= p.n) { return; }
     let base_a = p.a.x + dot4(t.at, p.batch_a);
     let base_b = p.b.x + dot4(t.at, p.batch_b);
-    let columns = min(vec4<u32>(column, column + 1u, column + 2u, column + 3u), vec4<u32>(p.n - 1u)) * p.b.z;
+    let inside = min(vec4<u32>(column, column + 1u, column + 2u, column + 3u), vec4<u32>(p.n - 1u));
+    let columns = inside * p.b.z;
     let near = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u)) * p.a.y;
     let far = min(vec4<u32>(row + 4u, row + 5u, row + 6u, row + 7u), vec4<u32>(p.m - 1u)) * p.a.y;
     let contracted = p.contracted + zero;
     let depth = p.k + zero;
+    let fresh = (1u << p.shift) - 1u;
     let step_a = p.a.z;
     let step_b = p.b.y;
     var sum: array<vec4<f32>, 8>;
-    for (var c = 0u; c < contracted; c++) {
-        let at = unravel(c, p.contract);
+    for (var q = 0u; q < contracted; q++) {
+        let at = unravel(q, p.contract);
         var j = base_a + dot4(at, p.contract_a);
         var i = columns + (base_b + dot4(at, p.contract_b));
+        let c = code(t.at, at, inside);
+        var s4 = vec4<f32>(1.0);
+        var z4 = vec4<f32>(0.0);
         for (var k = 0u; k < depth; k++) {
-            let y = vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w));
+            if (CODED > 0u && (k & fresh) == 0u) {
+                s4 = scales(c, k >> p.shift);
+                z4 = zeros(c, k >> p.shift);
+            }
+            let y = decoded(vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w)), s4, z4);
             sum[0] = fma(vec4<f32>(a[j + near.x]), y, sum[0]);
             if (ROWS > 1u) { sum[1] = fma(vec4<f32>(a[j + near.y]), y, sum[1]); }
             if (ROWS > 2u) { sum[2] = fma(vec4<f32>(a[j + near.z]), y, sum[2]); }
@@ -220,23 +309,32 @@ fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     let column = t.column * 32u + l;
     let base_a = p.a.x + dot4(t.at, p.batch_a);
     let base_b = p.b.x + dot4(t.at, p.batch_b);
-    let columns = min(vec4<u32>(column, column + 8u, column + 16u, column + 24u), vec4<u32>(p.n - 1u)) * p.b.z;
+    let inside = min(vec4<u32>(column, column + 8u, column + 16u, column + 24u), vec4<u32>(p.n - 1u));
+    let columns = inside * p.b.z;
     let lane = row + l;
     let rows = min(vec4<u32>(lane, lane + 8u, lane + 16u, lane + 24u), vec4<u32>(p.m - 1u)) * p.a.y;
     let contracted = p.contracted + zero;
     let depth = p.k + zero;
+    let fresh = (1u << p.shift) - 1u;
     let step_a = p.a.z;
     let step_b = p.b.y;
     var sum0: array<vec4<f32>, 8>;
     var sum1: array<vec4<f32>, 8>;
     var sum2: array<vec4<f32>, 8>;
     var sum3: array<vec4<f32>, 8>;
-    for (var c = 0u; c < contracted; c++) {
-        let at = unravel(c, p.contract);
+    for (var q = 0u; q < contracted; q++) {
+        let at = unravel(q, p.contract);
         var j = base_a + dot4(at, p.contract_a);
         var i = columns + (base_b + dot4(at, p.contract_b));
+        let c = code(t.at, at, inside);
+        var s4 = vec4<f32>(1.0);
+        var z4 = vec4<f32>(0.0);
         for (var k = 0u; k < depth; k++) {
-            let y = vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w));
+            if (CODED > 0u && (k & fresh) == 0u) {
+                s4 = scales(c, k >> p.shift);
+                z4 = zeros(c, k >> p.shift);
+            }
+            let y = decoded(vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w)), s4, z4);
             eight(a[j + rows.x], y, &sum0);
             eight(a[j + rows.y], y, &sum1);
             if (ROWS > 16u) {
@@ -279,8 +377,11 @@ fn gemv(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u3
             let at = unravel(c, p.contract);
             let start_a = base_a + dot4(at, p.contract_a);
             let start_b = base_b + dot4(at, p.contract_b) + at_b;
+            let code1 = code(t.at, at, vec4<u32>(min(column, p.n - 1u)));
             for (var k = slice; k < p.k; k += lanes) {
-                let y = load_b(start_b + k * p.b.y);
+                var y = load_b(start_b + k * p.b.y);
+                if (CODED > 1u) { y -= load_zero(code1.zero_point.x + (k >> p.shift) * p.zero_point.y); }
+                if (CODED > 0u) { y *= load_scale(code1.scale.x + (k >> p.shift) * p.scale.y); }
                 let j = start_a + k * p.a.z;
                 for (var r = 0u; r < ROWS; r++) {
                     sum[r] = fma(a[j + min(row + r, p.m - 1u) * p.a.y], y, sum[r]);
@@ -323,7 +424,8 @@ fn tiled(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u
     let qb = select(l % 16u, l / 16u, B_ALONG_K);
     let step = vec4<u32>(0u, 1u, 2u, 3u);
     let rows = min(vec4<u32>(row + qa * 4u) + step, vec4<u32>(p.m - 1u)) * p.a.y;
-    let columns = min(vec4<u32>(column + qb * 4u) + step, vec4<u32>(p.n - 1u)) * p.b.z;
+    let inside = min(vec4<u32>(column + qb * 4u) + step, vec4<u32>(p.n - 1u));
+    let columns = inside * p.b.z;
     let x = l % 16u;
     let y = l / 16u;
     var sum: array<vec4<f32>, 4>;
@@ -331,6 +433,7 @@ fn tiled(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         let at = unravel(c, p.contract);
         let start_a = base_a + dot4(at, p.contract_a);
         let start_b = base_b + dot4(at, p.contract_b);
+        let code4 = code(t.at, at, inside);
         for (var k = 0u; k < p.k; k += 16u) {
             var va = vec4<f32>(0.0);
             if (k + ka < p.k) {
@@ -341,6 +444,8 @@ fn tiled(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u
             if (k + kb < p.k) {
                 let i = columns + (start_b + (k + kb) * p.b.y);
                 vb = vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w));
+                let block = (k + kb) >> p.shift;
+                vb = decoded(vb, scales(code4, block), zeros(code4, block));
             }
             workgroupBarrier();
             tile_a[ka * 16u + qa] = va;

@@ -24,6 +24,7 @@ mod elementwise;
 mod gather;
 mod layout;
 mod matmul;
+mod matmul_integer;
 mod norm;
 mod program;
 mod reduce;
@@ -46,7 +47,8 @@ pub use correction::Correction;
 pub use elementwise::Elementwise;
 pub use gather::{Bounds, Gather, GatherKind, Scatter};
 pub use layout::MAX_RANK;
-pub use matmul::{Matmul, Variant as MatmulVariant};
+pub use matmul::{Coding, Matmul, Variant as MatmulVariant};
+pub use matmul_integer::MatmulInteger;
 pub use norm::{Norm, NormKind};
 pub use program::{
     ElementOp, MAX_CONSTANTS, MAX_INDICES, MAX_INPUTS, MAX_RESULTS, MAX_STEPS, Program, Reg, Step, arity,
@@ -73,6 +75,52 @@ pub enum Scalar {
     I32,
     /// 0 or 1 in a 32-bit word.
     Bool,
+    /// Signed integers of 8 bits, four to a word; read-only (quantised weights), as are those below.
+    I8,
+    /// Unsigned integers of 8 bits, four to a word.
+    U8,
+    /// Signed integers of 4 bits, eight to a word, the first in the lowest bits.
+    I4,
+    /// Unsigned integers of 4 bits, eight to a word.
+    U4,
+}
+
+impl Scalar {
+    /// Bits of an element.
+    pub fn bits(self) -> u64 {
+        match self {
+            Scalar::F32 | Scalar::I32 | Scalar::Bool => 32,
+            Scalar::F16 => 16,
+            Scalar::I8 | Scalar::U8 => 8,
+            Scalar::I4 | Scalar::U4 => 4,
+        }
+    }
+
+    /// Whether several elements share a word.
+    pub fn is_packed(self) -> bool {
+        self.bits() < 32
+    }
+
+    /// The type of the elements in a word each.
+    pub fn unpacked(self) -> Scalar {
+        match self {
+            Scalar::F32 | Scalar::F16 => Scalar::F32,
+            Scalar::Bool => Scalar::Bool,
+            Scalar::I32 | Scalar::I8 | Scalar::U8 | Scalar::I4 | Scalar::U4 => Scalar::I32,
+        }
+    }
+
+    /// The kernels' number for how elements lie.
+    fn form(self) -> u32 {
+        match self {
+            Scalar::F32 | Scalar::I32 | Scalar::Bool => 0,
+            Scalar::F16 => 1,
+            Scalar::I8 => 2,
+            Scalar::U8 => 3,
+            Scalar::I4 => 4,
+            Scalar::U4 => 5,
+        }
+    }
 }
 
 /// A strided view of a buffer, in elements. A stride of 0 broadcasts.

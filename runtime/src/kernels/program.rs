@@ -235,7 +235,7 @@ impl Program {
                     std::iter::once(x).chain(params.iter().map(|p| self.float(*p))).collect();
                 Ok(self.step(op, &operands))
             }
-            Scalar::I32 => {
+            Scalar::I32 | Scalar::I8 | Scalar::U8 | Scalar::I4 | Scalar::U4 => {
                 let op = match u {
                     Unary::Neg => E::NegI,
                     Unary::Abs => E::AbsI,
@@ -258,7 +258,7 @@ impl Program {
     pub fn binary(&mut self, b: Binary, x: Reg, y: Reg, scalar: Scalar) -> Result<Reg, KernelError> {
         let (op, swap) = match scalar {
             Scalar::F32 | Scalar::F16 => float_binary(b),
-            Scalar::I32 | Scalar::Bool => int_binary(b, scalar == Scalar::Bool),
+            _ => int_binary(b, scalar == Scalar::Bool),
         }
         .ok_or_else(|| unsupported(format!("{b:?} of {scalar:?}")))?;
         Ok(if swap { self.step(op, &[y, x]) } else { self.step(op, &[x, y]) })
@@ -288,6 +288,8 @@ impl Program {
             DType::F32 | DType::F64 if !float => self.step(E::IToF, &[x]),
             DType::I8 if from != Scalar::Bool => narrow(self, 8),
             DType::I16 if from != Scalar::Bool => narrow(self, 16),
+            DType::I4 if from != Scalar::Bool => narrow(self, 4),
+            DType::U4 if from != Scalar::Bool => mask(self, 0xf),
             DType::U8 if from != Scalar::Bool => mask(self, 0xff),
             DType::U16 if from != Scalar::Bool => mask(self, 0xffff),
             DType::I32 | DType::I64 | DType::U32 | DType::U64 if float => self.step(E::FToI, &[x]),

@@ -39,6 +39,7 @@ pub const SOURCES: &[Source] = sources![
     "elementwise",
     "gather",
     "matmul",
+    "matmul_integer",
     "norm",
     "reduce",
     "rotary",

@@ -14,11 +14,20 @@ use crate::kernels::{Scalar, View};
 /// Boundary at which pieces begin, in bytes: the strictest binding alignment of any device.
 pub const PIECE_ALIGN: u64 = 256;
 
-/// Bytes of an element on the device.
-pub fn scalar_bytes(scalar: Scalar) -> u64 {
-    match scalar {
-        Scalar::F16 => 2,
-        Scalar::F32 | Scalar::I32 | Scalar::Bool => 4,
+/// Bytes of so many elements on the device.
+pub fn scalar_bytes(scalar: Scalar, count: u64) -> u64 {
+    (count * scalar.bits()).div_ceil(8)
+}
+
+/// How constants lie that kernels read packed: quantised integers as they are, everything else as
+/// [`scalar_of`] says.
+pub fn packed_scalar_of(dtype: DType) -> Scalar {
+    match dtype {
+        DType::I8 => Scalar::I8,
+        DType::U8 => Scalar::U8,
+        DType::I4 => Scalar::I4,
+        DType::U4 => Scalar::U4,
+        other => scalar_of(other),
     }
 }
 
@@ -62,12 +71,12 @@ impl Piece {
     /// Number of elements.
     pub fn elements(&self) -> u64 {
         let bytes: u64 = self.chunks.iter().map(|c| c.len() as u64).sum();
-        bytes / self.dtype.size() as u64
+        if self.dtype.is_nibble() { bytes * 2 } else { bytes / self.dtype.size() as u64 }
     }
 
     /// Bytes on the device, without padding.
     pub fn bytes(&self) -> u64 {
-        self.elements() * scalar_bytes(self.scalar)
+        scalar_bytes(self.scalar, self.elements())
     }
 
     /// Bytes on the device up to the next piece.
@@ -102,7 +111,7 @@ impl Constant {
             None => (vec![piece(parts)], View::dense(&shape)),
         };
         let constant = Constant { name: name.into(), pieces, scalar, view };
-        u32::try_from(constant.bytes() / scalar_bytes(scalar)).ok()?;
+        u32::try_from(constant.bytes() * 8 / scalar.bits()).ok()?;
         Some(constant)
     }
 
@@ -122,7 +131,7 @@ fn stacked_view(shape: &[u32], pieces: &[Piece]) -> Option<View> {
     if pieces.iter().any(|p| p.bytes() != first.bytes()) {
         return None;
     }
-    let stride = u32::try_from(first.padded() / scalar_bytes(first.scalar)).ok()?;
+    let stride = u32::try_from(first.padded() * 8 / first.scalar.bits()).ok()?;
     let count = u32::try_from(pieces.len()).ok()?;
     let each = u32::try_from(first.elements()).ok()?;
     views::reshape(&View { shape: vec![count, each], strides: vec![stride, 1], offset: 0 }, shape)
@@ -154,6 +163,14 @@ mod tests {
         assert!(c.view.is_dense() && c.pieces.len() == 2);
         let half = Constant::new("w", &Tensor::stack(&parts).unwrap(), Scalar::F16).unwrap();
         assert_ne!(half.pieces[0].key(), c.pieces[0].key());
+    }
+
+    #[test]
+    fn quantised_weights_lie_packed() {
+        let part = Tensor::from_vec(vec![6, 10], vec![7u8; 60]).unwrap().packed(DType::U4);
+        let c = Constant::new("w", &Tensor::stack(&[part.clone(), part]).unwrap(), Scalar::U4).unwrap();
+        assert_eq!(c.view, View { shape: vec![2, 6, 10], strides: vec![512, 10, 1], offset: 0 });
+        assert_eq!((c.pieces[0].bytes(), c.bytes()), (30, 512));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::fmt;
 
 use snlp_passes::ir::{Graph, Op, Valid};
 
-pub use constants::{Constant, PIECE_ALIGN, Piece, PieceKey, scalar_bytes, scalar_of};
+pub use constants::{Constant, PIECE_ALIGN, Piece, PieceKey, packed_scalar_of, scalar_bytes, scalar_of};
 pub use plan::{
     Binding, HostStep, HostValue, IndexCheck, Input, Output, OutputSource, Place, Plan, Slot, Stats, Step,
     Upload, kernel_name,

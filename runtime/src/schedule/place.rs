@@ -57,8 +57,14 @@ fn stays(graph: &Graph, node: &Node, host_elements: usize) -> bool {
     };
     let small = node.outputs.iter().all(|v| elements(*v) <= host_elements)
         && node.operands().all(|v| graph.tensor(v).is_none() || elements(v) <= host_elements);
-    let integers = node.outputs.iter().all(|v| graph.ty(*v).is_none_or(|t| !t.dtype.is_float()));
+    // Index arithmetic; narrow integers are quantised data.
+    let index = |d: DType| !d.is_float() && (d.size() >= 4 || d == DType::Bool);
+    let integers = node.outputs.iter().all(|v| graph.ty(*v).is_none_or(|t| index(t.dtype)));
     match &node.op {
+        // A constant stays as it is stored: the device turns it into floats where it is read.
+        Op::Dequantize { .. } if node.input(0).is_some_and(|v| graph.tensor(v).is_some()) => {
+            node.outputs.iter().all(|v| elements(*v) == 1)
+        }
         // Tables of floats are looked up where they are used.
         Op::Gather { .. } | Op::GatherElements { .. } | Op::GatherNd { .. } => {
             integers || node.input(0).is_some_and(|v| elements(v) <= 1024)
@@ -86,7 +92,10 @@ fn device_runs(op: &Op) -> bool {
             | Op::Slice { .. }
             | Op::Concat { .. }
             | Op::Trilu { .. }
+            | Op::Quantize { .. }
+            | Op::Dequantize { .. }
             | Op::MatMul
+            | Op::MatMulInteger
             | Op::Gemm { .. }
             | Op::Reduce { .. }
             | Op::Softmax { .. }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use snlp_passes::eval::eval_graph;
 use snlp_passes::ir::{
-    Binary, Correction, CorrectionForm, DType, Dim, Graph, Op, Reduce, Tensor, Type, Unary, ValueId,
+    Binary, Blocks, Correction, CorrectionForm, DType, Dim, Graph, Op, Reduce, Tensor, Type, Unary, ValueId,
 };
 use snlp_runtime::kernels::Limits;
 
@@ -198,4 +198,51 @@ pub fn oracle(g: &Graph, inputs: &[(String, Tensor)]) -> Vec<Tensor> {
 /// A known size.
 pub fn n(size: i64) -> Dim {
     size.into()
+}
+
+/// Integers that look random.
+fn codes(shape: &[usize]) -> Vec<u8> {
+    let n: usize = shape.iter().product();
+    (0..n as u32).map(|i| i.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect()
+}
+
+/// A table of i8 with a scale per row, the matrices `[2, 24, 16]` of two layers in blocks of 4 bits, and a
+/// product of integers that each layer quantises by its own extremes. Inputs: `ids` `[2, 3]`, `x` `[2, 3, 24]`.
+pub fn quantised() -> Graph {
+    let mut g = Graph::new("quantised");
+    let ids = g.add_input("ids", Type::new(DType::I64, known(&[2, 3])));
+    let x = float_input(&mut g, "x", known(&[2, 3, 24]));
+    let signed = |shape: &[usize]| {
+        let data = codes(shape).iter().map(|b| *b as i8).collect();
+        Tensor::from_vec::<i8>(shape.to_vec(), data).unwrap()
+    };
+    let plain = Op::Dequantize { blocks: None };
+    let (table, scales) = (g.constant(signed(&[40, 16])), g.constant(noise(1, &[40, 1])));
+    let table = add(&mut g, plain, &[table, scales]);
+    let rows = add(&mut g, Op::Gather { axis: 0 }, &[table, ids]);
+    let rows = add(&mut g, Op::Unsqueeze { axes: vec![0] }, &[rows]);
+
+    let part = || Tensor::from_vec(vec![24, 16], codes(&[24, 16])).unwrap().packed(DType::U4);
+    let w = g.constant(Tensor::stack(&[part(), part()]).unwrap());
+    let (scales, zero) =
+        (g.constant(noise(2, &[2, 24, 2])), g.constant(Tensor::scalar(8u8).packed(DType::U4)));
+    let blocks = Some(Blocks { axis: 2, size: 8 });
+    let w = add(&mut g, Op::Dequantize { blocks }, &[w, scales, zero]);
+    let w = add(&mut g, Op::Transpose { perm: vec![0, 2, 1] }, &[w]);
+    let w = add(&mut g, Op::Unsqueeze { axes: vec![1] }, &[w]);
+    let y = add(&mut g, Op::MatMul, &[rows, w]);
+    let y = add(&mut g, Op::Reduce { op: Reduce::Sum, axes: vec![0], keepdims: false }, &[y]);
+    g.add_output("y", y);
+
+    let id = g.add_node(Op::DynamicQuantize { axes: vec![1, 2] }, vec![Some(x)], 3, "").unwrap();
+    let [q, scale, zero] = g.node(id).unwrap().outputs[..] else { panic!("three results") };
+    let zero = add(&mut g, Op::Unsqueeze { axes: vec![1, 2] }, &[zero]);
+    let scale = add(&mut g, Op::Unsqueeze { axes: vec![1, 2] }, &[scale]);
+    let b = g.constant(signed(&[2, 24, 5]));
+    let z = add(&mut g, Op::MatMulInteger, &[q, b, zero]);
+    let z = add(&mut g, Op::Cast { to: DType::F32 }, &[z]);
+    let z = binary(&mut g, Binary::Mul, z, scale);
+    g.add_output("z", z);
+    snlp_passes::rewrite::lower(&mut g, &snlp_passes::rewrite::Dialect::runtime()).unwrap();
+    g
 }

@@ -13,7 +13,9 @@ mod correction;
 mod file;
 mod layout;
 mod names;
+mod nbits;
 mod nodes;
+mod quantize;
 mod sizes;
 #[cfg(test)]
 mod tests;
@@ -22,7 +24,7 @@ pub(super) use correction::{DOMAIN as CORRECTION_DOMAIN, recognise as recognise_
 pub use file::Written;
 pub(super) use file::{encode, write};
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use snlp_passes::ir::{Def, Graph, Op, Tensor, Type, ValueId, validate};
 use snlp_passes::rewrite::{Dialect, lower};
@@ -45,10 +47,13 @@ pub(super) struct Exported {
 
 /// Translates a model; with `inline`, corrections become plain operators instead of function calls.
 pub(super) fn export(model: &Model, inline: bool) -> Result<Exported, OnnxError> {
-    let opset = standard_opset(model)?;
     let mut graph = model.graph.clone();
     let inconsistent = || OnnxError::invalid("the graph to be written is inconsistent");
     validate(&graph).map_err(|e| inconsistent().because(e))?;
+    if model.info.opsets.iter().any(|(domain, _)| domain == nbits::DOMAIN) {
+        nbits::fuse(&mut graph).map_err(|e| inconsistent().because(e))?;
+    }
+    let opset = standard_opset(&model.info, &graph)?;
     let dialect = Dialect { corrections: !inline, dims: true, ..Dialect::onnx(opset) };
     lower(&mut graph, &dialect).map_err(|e| inconsistent().because(e))?;
     let graph = &graph;
@@ -67,30 +72,43 @@ pub(super) fn export(model: &Model, inline: bool) -> Result<Exported, OnnxError>
     let mut functions: Vec<FunctionProto> = writer.functions.into_values().collect();
     functions.extend(model.info.functions.iter().cloned());
     let mut info = model.info.clone();
-    info.opsets.iter_mut().filter(|(domain, _)| domain.is_empty()).for_each(|(_, version)| *version = opset);
-    Ok(Exported { model: envelope(&info, functions), graph: proto, initializers: writer.initializers })
+    for (_, version) in info.opsets.iter_mut().filter(|(domain, _)| domain.is_empty()) {
+        if opset > *version && opset >= NIBBLES.0 {
+            info.ir_version = info.ir_version.max(NIBBLES.1);
+        }
+        *version = opset;
+    }
+    let initializers = writer.initializers;
+    let initializers = initializers.into_iter().filter(|(name, _)| !writer.replaced.contains(name)).collect();
+    Ok(Exported { model: envelope(&info, functions), graph: proto, initializers })
 }
 
 /// The oldest operator set that is written: in older ones many operands are attributes.
 const OLDEST_WRITTEN: i64 = 11;
 
-/// The version of the standard operator set that the model is written for.
-fn standard_opset(model: &Model) -> Result<i64, OnnxError> {
-    let version = model.info.opsets.iter().find(|(domain, _)| domain.is_empty()).map(|(_, version)| *version);
+/// The first opset with elements of 4 bits, and the IR version that came with it.
+const NIBBLES: (i64, i64) = (21, 10);
+
+/// The version of the standard operator set that the model is written for: its own, or a newer one where that
+/// is too old for what is written and every operator is known here, and so can follow.
+fn standard_opset(info: &ModelInfo, graph: &Graph) -> Result<i64, OnnxError> {
+    let version = info.opsets.iter().find(|(domain, _)| domain.is_empty()).map(|(_, version)| *version);
+    let unknown = |op: &Op| matches!(op, Op::Opaque(o) if o.domain.is_empty());
+    let carried = graph.nodes().find(|(_, n)| unknown(&n.op));
+    let nibble = |v: ValueId| graph.ty(v).is_some_and(|t| t.dtype.is_nibble());
+    let nibbles = graph.nodes().any(|(_, n)| n.operands().chain(n.outputs.iter().copied()).any(nibble));
     match version {
+        Some(v) if OPSETS.contains(&v) && nibbles && carried.is_none() => Ok(v.max(NIBBLES.0)),
         Some(v) if v >= OLDEST_WRITTEN && OPSETS.contains(&v) => Ok(v),
-        Some(v) if OPSETS.contains(&v) => {
-            let unknown = |op: &Op| matches!(op, Op::Opaque(o) if o.domain.is_empty());
-            match model.graph.nodes().find(|(_, n)| unknown(&n.op)) {
-                None => Ok(OLDEST_WRITTEN),
-                Some((_, n)) => Err(OnnxError::unsupported(format!(
-                    "uses opset {v} and is written for opset {OLDEST_WRITTEN}, where {} may mean something else",
-                    n.op.name()
-                ))
-                .remedy("convert it with onnx.version_converter first")
-                .at(format!("node '{}'", n.name))),
-            }
-        }
+        Some(v) if OPSETS.contains(&v) => match carried {
+            None => Ok(OLDEST_WRITTEN),
+            Some((_, n)) => Err(OnnxError::unsupported(format!(
+                "uses opset {v} and is written for opset {OLDEST_WRITTEN}, where {} may mean something else",
+                n.op.name()
+            ))
+            .remedy("convert it with onnx.version_converter first")
+            .at(format!("node '{}'", n.name))),
+        },
         other => Err(OnnxError::unsupported(format!(
             "cannot be written for opset {}: supported are {} to {}",
             other.map_or("none".into(), |v| v.to_string()),
@@ -152,6 +170,10 @@ struct Writer<'g> {
     integers: HashMap<(Vec<i64>, bool), String>,
     sizes: sizes::Sizes,
     functions: BTreeMap<String, FunctionProto>,
+    /// Constants that all readers read in another shape, and how often each is so read.
+    shaped: HashMap<(ValueId, Vec<usize>), String>,
+    reshaped: HashMap<ValueId, usize>,
+    replaced: HashSet<String>,
 }
 
 impl<'g> Writer<'g> {
@@ -168,6 +190,9 @@ impl<'g> Writer<'g> {
             integers: HashMap::new(),
             sizes: sizes::Sizes::of(graph),
             functions: BTreeMap::new(),
+            shaped: HashMap::new(),
+            reshaped: HashMap::new(),
+            replaced: HashSet::new(),
         };
         writer.count_reads();
         writer.name_interface()?;
@@ -228,6 +253,24 @@ impl<'g> Writer<'g> {
     /// The name of a value that is defined by now.
     fn name(&self, v: ValueId) -> &str {
         self.value_names[v.index()].as_deref().unwrap_or_default()
+    }
+
+    /// The name of a constant in another shape, for one of its readers. Nothing is stored twice: where no
+    /// reader is left, the constant itself goes.
+    fn instead(&mut self, v: ValueId, tensor: Tensor) -> String {
+        let reads = self.reshaped.entry(v).or_default();
+        *reads += 1;
+        if *reads == self.reads[v.index()] {
+            self.replaced.extend(self.value_names[v.index()].clone());
+        }
+        let key = (v, tensor.shape().to_vec());
+        if let Some(name) = self.shaped.get(&key) {
+            return name.clone();
+        }
+        let name = self.names.fresh(self.graph.value(v).name.as_deref().unwrap_or("constant"));
+        self.initializers.push((name.clone(), tensor));
+        self.shaped.insert(key, name.clone());
+        name
     }
 
     /// The name of a node's result, made where it has none yet.

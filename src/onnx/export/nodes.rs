@@ -61,6 +61,7 @@ impl Writer<'_> {
             Op::Correction(correction) => self.correction(&call, correction),
             Op::Dims { dims, scalar } => self.dims(&call, dims, *scalar),
             _ if self.arithmetic(&call)? => Ok(()),
+            _ if self.quantization(&call)? => Ok(()),
             _ if self.layout(&call)? => Ok(()),
             other => {
                 Err(OnnxError::unsupported(format!("operator {} cannot be written as ONNX", other.name())))

@@ -5,8 +5,8 @@ use proptest::prelude::*;
 use super::super::{Operand, infer};
 use super::laws::Random;
 use crate::ir::{
-    Attention, Binary, Correction, CorrectionForm, DType, Dim, Op, PadMode, Reduce, Rotary, RotaryTable,
-    ScatterReduction, Tensor, Type, Unary, Window,
+    Attention, Binary, Blocks, Correction, CorrectionForm, DType, Dim, Op, PadMode, Reduce, Rotary,
+    RotaryTable, ScatterReduction, Tensor, Type, Unary, Window,
 };
 
 const NUMBERS: [i64; 14] =
@@ -39,9 +39,13 @@ fn window(r: &mut Random) -> Window {
     Window { strides: list(2), pads: list(4), dilations: list(2) }
 }
 
+fn blocks(r: &mut Random) -> Option<Blocks> {
+    (r.below(2) == 0).then(|| Blocks { axis: axis(r), size: axis(r) })
+}
+
 fn op(r: &mut Random) -> Op {
     let flag = r.below(2) == 0;
-    match r.below(52) {
+    match r.below(56) {
         0 => Op::Identity,
         1 => Op::Unary([Unary::Neg, Unary::Abs, Unary::Not, Unary::Sign, Unary::Relu][r.below(5)]),
         2..8 => {
@@ -98,6 +102,10 @@ fn op(r: &mut Random) -> Op {
             let form = CorrectionForm::Linear { streams: u32::MAX, stream_axis: r.below(9) as u32 };
             Op::Correction(Correction { form, last_only: flag })
         }
+        51 => Op::Quantize { to: [DType::U4, DType::I8, DType::I64][r.below(3)], blocks: blocks(r) },
+        52 => Op::Dequantize { blocks: blocks(r) },
+        53 => Op::DynamicQuantize { axes: axes(r) },
+        54 => Op::MatMulInteger,
         _ => Op::ConstantOfShape { value: Tensor::ints(&[7]) },
     }
 }

@@ -17,12 +17,15 @@ mod einsum;
 mod indexing;
 mod movement;
 mod norms;
+mod quantize;
 mod rotary;
 #[cfg(test)]
 mod tests;
 mod windows;
 
-use super::sweep::sweep_first;
+pub use quantize::{Quantization, ScaleForm, scale_form};
+
+use super::sweep::{sweep, sweep_first};
 use super::{Fidelity, Notes, Pass, PassError, apply_pass, cse};
 use crate::ir::{Dim, Graph, GraphError, NodeId, Op, Symbol, ValueId};
 use std::collections::HashSet;
@@ -57,6 +60,8 @@ pub struct Dialect {
     pub composites: bool,
     /// The corrections of this crate (as functions, or because the target is our own runtime).
     pub corrections: bool,
+    /// Quantisation.
+    pub quantization: Quantization,
     /// [`Op::Dims`]; without it sizes are computed from the shapes of the inputs.
     pub dims: bool,
 }
@@ -79,6 +84,7 @@ impl Dialect {
             einsum: opset >= 12,
             composites: true,
             corrections: false,
+            quantization: Quantization::Onnx(opset),
             dims: false,
         }
     }
@@ -98,6 +104,7 @@ impl Dialect {
             einsum: false,
             composites: true,
             corrections: false,
+            quantization: Quantization::Plain,
             dims: false,
         }
     }
@@ -117,6 +124,7 @@ impl Dialect {
             einsum: false,
             composites: false,
             corrections: true,
+            quantization: Quantization::Every,
             dims: true,
         }
     }
@@ -127,7 +135,9 @@ pub fn lower(graph: &mut Graph, dialect: &Dialect) -> Result<usize, PassError> {
     const DEAD: Pass =
         Pass { name: "dead-code", fidelity: Fidelity::Exact, apply: |graph, _| Ok(graph.remove_dead()) };
     let edit = |source| PassError::Edit { pass: "lower", source };
-    let mut lowered = sweep_first(graph, |graph, id| replaced(graph, id, dialect)).map_err(edit)?;
+    // First, because it makes a Quantize that the dialect may lack.
+    let mut lowered = sweep(graph, |graph, id| quantize::dynamic(graph, id, dialect)).map_err(edit)?;
+    lowered += sweep_first(graph, |graph, id| replaced(graph, id, dialect)).map_err(edit)?;
     if !dialect.dims {
         lowered += dims::lower(graph).map_err(edit)?;
     }
@@ -154,6 +164,9 @@ fn replaced(graph: &mut Graph, id: NodeId, dialect: &Dialect) -> Result<Option<V
         Op::Rotary(rotary) if !dialect.rotary => rotary::lower(graph, *rotary, &node),
         Op::Attention(attention) if !dialect.attention || !attention::is_standard(graph, &node) => {
             attention::lower(graph, *attention, &node)
+        }
+        Op::Quantize { .. } | Op::Dequantize { .. } | Op::MatMulInteger => {
+            quantize::lower(graph, &node, dialect)
         }
         Op::Einsum { equation } if !dialect.einsum => einsum::lower(graph, equation, &node),
         Op::OneHot { .. } | Op::GatherNd { .. } | Op::ScatterNd { .. } | Op::EyeLike { .. }

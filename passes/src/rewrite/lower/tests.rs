@@ -1,7 +1,7 @@
 use super::*;
 use crate::ir::{
-    Attention, Binary, Correction, CorrectionForm, DType, PadMode, Rotary, RotaryTable, ScatterReduction,
-    Tensor, Type, Unary, Window,
+    Attention, Binary, Blocks, Correction, CorrectionForm, DType, PadMode, Rotary, RotaryTable,
+    ScatterReduction, Tensor, Type, Unary, Window,
 };
 use crate::rewrite::testing::{assert_same, count, f32s, histogram, random};
 
@@ -26,6 +26,10 @@ fn assert_basic(graph: &Graph) {
         "Correction",
         "Dims",
         "Einsum",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
     ];
     let found = histogram(graph);
     assert!(!foreign.iter().any(|op| found.contains_key(*op)), "{found:?}");
@@ -361,5 +365,98 @@ fn ellipses_and_diagonals_are_spelled_out() {
     ] {
         let types: Vec<Type> = shapes.iter().map(|s| f32s(s)).collect();
         without_composites(&one(Op::Einsum { equation: equation.into() }, &types));
+    }
+}
+
+fn bytes(shape: &[usize]) -> Tensor {
+    let n: usize = shape.iter().product();
+    let data = (0..n).map(|i| (i as u32).wrapping_mul(2654435761).to_be_bytes()[0]).collect();
+    Tensor::from_vec::<u8>(shape.to_vec(), data).unwrap()
+}
+
+fn positive(seed: u64, shape: &[usize]) -> Tensor {
+    let data = random(seed, shape).to_f32().iter().map(|x| x.abs() * 0.1 + 0.01).collect();
+    Tensor::from_vec::<f32>(shape.to_vec(), data).unwrap()
+}
+
+#[test]
+fn dynamic_quantisation_per_layer_is_exact_in_every_dialect() {
+    // Three layers: `a [3, t, 4]` quantised apart, times `b [3, 4, 5]` with a zero point per column.
+    let mut g = Graph::new("dynamic");
+    let x = g.add_input("x", f32s(&[3, -2, 4]));
+    let id = g.add_node(Op::DynamicQuantize { axes: vec![1, 2] }, vec![Some(x)], 3, "").unwrap();
+    let [q, scale, zero] = g.node(id).unwrap().outputs[..] else { panic!("three results") };
+    let zero = g.op(Op::Unsqueeze { axes: vec![1, 2] }, &[zero]);
+    let (b, zero_b) = (g.constant(bytes(&[3, 4, 5])), g.constant(bytes(&[3, 1, 5])));
+    let y = g.op(Op::MatMulInteger, &[q, b, zero, zero_b]);
+    g.add_output("y", y);
+    g.add_output("scale", scale);
+    for dialect in [Dialect::basic(), Dialect::onnx(13), Dialect::onnx(21), Dialect::runtime()] {
+        let mut out = g.clone();
+        lower(&mut out, &dialect).unwrap();
+        assert_same(&g, &out, 0.0);
+        assert_eq!(count(&out, "DynamicQuantizeLinear"), 0);
+    }
+    let onnx = lowered(&g, &Dialect::onnx(17));
+    // No product has a zero point of `a`; those of `b` are as they were.
+    for (_, node) in onnx.nodes().filter(|(_, n)| n.op == Op::MatMulInteger) {
+        assert!(node.input(2).is_none() && node.input(3) == Some(zero_b), "{node:?}");
+    }
+    assert_eq!(count(&onnx, "MatMulInteger"), 2);
+    assert_eq!(count(&lowered(&g, &Dialect::basic()), "MatMulInteger"), 0);
+}
+
+#[test]
+fn scales_take_the_forms_of_the_opset() {
+    let per_layer = |shape: &[usize], zero: &[usize]| {
+        let mut g = Graph::new("scales");
+        let x = g.add_input("x", f32s(&[3, -2, 4]));
+        let (scale, zero) = (g.constant(positive(3, shape)), g.constant(bytes(zero)));
+        let q = g.op(Op::Quantize { to: DType::U8, blocks: None }, &[x, scale, zero]);
+        let y = g.op(Op::Dequantize { blocks: None }, &[q, scale, zero]);
+        g.add_output("y", y);
+        g
+    };
+    let kept = |g: &Graph, opset: i64| {
+        let out = lowered(g, &Dialect::onnx(opset));
+        (count(&out, "QuantizeLinear"), count(&out, "Expand"))
+    };
+    let (layers, columns) = (per_layer(&[3, 1, 1], &[3, 1, 1]), per_layer(&[4], &[4]));
+    assert_eq!((kept(&layers, 11), kept(&layers, 13), kept(&columns, 13)), ((0, 0), (1, 0), (1, 0)));
+    // One zero point for all scales is repeated; scales along two axes are blocks of the third, whose size
+    // is not known here.
+    let (mixed, both) = (per_layer(&[3, 1, 1], &[]), per_layer(&[3, 1, 4], &[3, 1, 4]));
+    assert_eq!((kept(&mixed, 13), kept(&both, 21)), ((1, 1), (0, 0)));
+    assert_basic(&lowered(&both, &Dialect::basic()));
+}
+
+#[test]
+fn blocks_of_four_bits_stay_packed_until_a_target_lacks_them() {
+    for (columns, blocks) in [(8, 2), (6, 2)] {
+        let mut g = Graph::new("blocks");
+        let x = g.add_input("x", f32s(&[-2, columns as i64]));
+        let w = g.constant(bytes(&[3, columns]).packed(DType::U4));
+        let (scale, zero) =
+            (g.constant(positive(1, &[3, blocks])), g.constant(Tensor::scalar(8u8).packed(DType::U4)));
+        let blocks = Some(Blocks { axis: 1, size: 4 });
+        let w = g.op(Op::Dequantize { blocks }, &[w, scale, zero]);
+        let wt = g.op(Op::Transpose { perm: vec![1, 0] }, &[w]);
+        let y = g.op(Op::MatMul, &[x, wt]);
+        g.add_output("y", y);
+        assert_eq!(count(&lowered(&g, &Dialect::onnx(21)), "DequantizeLinear"), 1);
+        let plain = lowered(&g, &Dialect::basic());
+        assert_eq!(count(&plain, "DequantizeLinear"), 0);
+        assert!(
+            plain
+                .values()
+                .all(|(v, _)| plain.producer(v).is_none() || !plain.ty(v).unwrap().dtype.is_nibble())
+        );
+        // Our kernels have whole blocks.
+        let ours = lowered(&g, &Dialect::runtime());
+        let whole = ours.nodes().all(|(_, n)| match n.op {
+            Op::Dequantize { blocks } => blocks.is_some() == (columns == 8),
+            _ => true,
+        });
+        assert!(whole);
     }
 }

@@ -84,6 +84,7 @@ fn check(case: &Case, variant: MatmulVariant, limits: &Limits, seed: u64) {
     let spec = Matmul {
         a: &case.a,
         b: &case.b,
+        coding: None,
         out: &case.out,
         contract: case.contract,
         accumulate: case.accumulate,
@@ -98,7 +99,11 @@ fn check(case: &Case, variant: MatmulVariant, limits: &Limits, seed: u64) {
     let residual = residual.map(|v| bits(&v));
     let start = if case.accumulate { bits(&old) } else { super::super::testing::poison(old.len()) };
     let mut writes = [start];
-    gpu.run(&launch, &[&a, &b, bias.as_ref().unwrap_or(&a), residual.as_ref().unwrap_or(&a)], &mut writes);
+    gpu.run(
+        &launch,
+        &[&a, &b, &a, &a, bias.as_ref().unwrap_or(&a), residual.as_ref().unwrap_or(&a)],
+        &mut writes,
+    );
     let all = f32s(&writes[0]);
     let actual: Vec<f32> = positions(shape).iter().map(|p| all[address(&case.out.view, p)]).collect();
     close(&actual, &expected, 1e-5 * (k as f32).sqrt().max(1.0), 1e-5);
@@ -192,6 +197,7 @@ fn misfits_are_refused() {
     let spec = |a, b, out| Matmul {
         a,
         b,
+        coding: None,
         out,
         contract: 0,
         accumulate: false,
@@ -225,6 +231,7 @@ fn rates() {
         let spec = Matmul {
             a: &a,
             b: &b,
+            coding: None,
             out: &out,
             contract: 0,
             accumulate: false,
@@ -240,7 +247,7 @@ fn rates() {
         {
             let Ok(launch) = spec.launch_as(variant, &gpu.limits()) else { continue };
             let mut writes = [vec![0; (m * n) as usize]];
-            let seconds = gpu.run_timed(&launch, &[&x, &w, &x, &x], &mut writes, 4);
+            let seconds = gpu.run_timed(&launch, &[&x, &w, &x, &x, &x, &x], &mut writes, 4);
             let rate = launch.flops as f64 / seconds / 1e9;
             eprintln!("{m}x{k}x{n} transposed={transposed} {variant:?}: {rate:.2} GFLOP/s");
         }

@@ -5,4 +5,5 @@ mod elementwise;
 mod indexing;
 mod lines;
 mod matmul;
+mod quantized;
 mod topk;

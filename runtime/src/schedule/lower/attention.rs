@@ -57,7 +57,7 @@ impl Lowering<'_> {
         let mut located: Vec<Located> = vec![];
         for v in operands {
             let at = self.located(v)?;
-            located.push(self.as_f32(&name, at)?);
+            located.push(self.as_words(&name, at)?);
         }
         let out = self.result(node.outputs[0])?;
         if !out.view.is_empty() {

@@ -81,7 +81,16 @@ pub(super) struct Chains {
 
 /// Operators that a program's steps can compute.
 pub(super) fn is_elementwise(op: &Op) -> bool {
-    matches!(op, Op::Unary(_) | Op::Binary(_) | Op::Where | Op::Cast { .. } | Op::Clip)
+    matches!(
+        op,
+        Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Where
+            | Op::Cast { .. }
+            | Op::Clip
+            | Op::Quantize { blocks: None, .. }
+            | Op::Dequantize { blocks: None }
+    )
 }
 
 /// Activations of the product's epilogue.
@@ -287,10 +296,10 @@ impl Lowering<'_> {
         let host = self.placement.host.get(id.index()).copied().unwrap_or(true);
         let live = self.placement.live.get(id.index()).copied().unwrap_or(false);
         live && !host
-            && self
-                .graph
-                .node(id)
-                .is_some_and(|n| n.outputs.len() == 1 && is_elementwise(&n.op) && !self.is_plain_cast(n))
+            && self.graph.node(id).is_some_and(|n| {
+                let computed = !self.is_plain_cast(n) && !self.is_coded(n);
+                n.outputs.len() == 1 && is_elementwise(&n.op) && computed
+            })
     }
 
     /// The nodes that one program can compute together with `root`.

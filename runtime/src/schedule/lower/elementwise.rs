@@ -104,6 +104,8 @@ impl Builder<'_, '_> {
                 Ok(self.program.step(ElementOp::Select, &[c, x, y]))
             }
             Op::Clip => self.clip(node),
+            Op::Quantize { to, blocks: None } => self.quantize(node, *to),
+            Op::Dequantize { blocks: None } => self.dequantize(node),
             other => unsupported(format!("{} is not elementwise", other.name())),
         }
     }
@@ -116,6 +118,38 @@ impl Builder<'_, '_> {
             y = self.program.cast(y, scalar_of(dy), dx);
         }
         Ok(self.program.binary(b, x, y, scalar)?)
+    }
+
+    fn quantize(&mut self, node: &Node, to: DType) -> Done<Reg> {
+        let Some((low, high)) = to.range() else { return unsupported(format!("integers of {to}")) };
+        let (x, _) = self.operand(node, 0)?;
+        let (scale, _) = self.operand(node, 1)?;
+        let steps = self.program.step(ElementOp::DivF, &[x, scale]);
+        let mut y = self.program.step(ElementOp::Round, &[steps]);
+        if node.input(2).is_some() {
+            let (zero, _) = self.operand(node, 2)?;
+            let zero = self.program.step(ElementOp::IToF, &[zero]);
+            y = self.program.step(ElementOp::AddF, &[y, zero]);
+        }
+        let (low, high) = (self.program.float(low as f32), self.program.float(high as f32));
+        let y = self.program.step(ElementOp::ClipF, &[y, low, high]);
+        Ok(self.program.step(ElementOp::FToI, &[y]))
+    }
+
+    fn dequantize(&mut self, node: &Node) -> Done<Reg> {
+        let (mut x, _) = self.operand(node, 0)?;
+        let (scale, dtype) = self.operand(node, 1)?;
+        if node.input(2).is_some() {
+            let (zero, _) = self.operand(node, 2)?;
+            x = self.program.step(ElementOp::SubI, &[x, zero]);
+        }
+        let x = self.program.step(ElementOp::IToF, &[x]);
+        let y = self.program.step(ElementOp::MulF, &[x, scale]);
+        Ok(match dtype {
+            DType::F16 => self.program.step(ElementOp::RoundF16, &[y]),
+            DType::BF16 => self.program.step(ElementOp::RoundBf16, &[y]),
+            _ => y,
+        })
     }
 
     fn clip(&mut self, node: &Node) -> Done<Reg> {

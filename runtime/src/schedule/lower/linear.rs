@@ -3,8 +3,9 @@
 use snlp_passes::ir::{Node, NodeId, Op, Unary, ValueId};
 
 use super::chain::{Added, Addend, Product};
+use super::coded::Code;
 use super::{Done, Failure, Located, Lowering, unsupported};
-use crate::kernels::{ElementOp, Matmul, Program, Reg, View};
+use crate::kernels::{Coding, ElementOp, Matmul, Program, Reg, View};
 use crate::schedule::constants::scalar_bytes;
 use crate::schedule::views;
 
@@ -14,6 +15,8 @@ use crate::schedule::views;
 struct Operands {
     a: Located,
     b: Located,
+    /// What the integers of `b` stand for, where it is quantised.
+    code: Option<Code>,
     out: Located,
     bias: Option<Located>,
     residual: Option<Located>,
@@ -45,14 +48,14 @@ impl Lowering<'_> {
         let [Some(a), Some(b)] = [node.input(0), node.input(1)] else {
             return unsupported("an operand is missing");
         };
-        let (a, b) = self.factors(&name, node, a, b)?;
+        let (a, b, code) = self.factors(&name, node, a, b)?;
         let mut out = self.result(product.out)?;
-        let operands = match self.arrange_product(&name, &product, &a, &b, &out) {
+        let operands = match self.arrange_product(&name, &product, &a, (&b, &code), &out) {
             Ok(operands) => operands,
             // The layout that the reader would like does not suit the product.
             Err(Failure::Unsupported(_)) if !out.view.is_dense() => {
                 out = self.fresh(&out.view.shape.clone(), out.scalar);
-                self.arrange_product(&name, &product, &a, &b, &out)?
+                self.arrange_product(&name, &product, &a, (&b, &code), &out)?
             }
             Err(failure) => return Err(failure),
         };
@@ -61,11 +64,23 @@ impl Lowering<'_> {
         Ok(())
     }
 
-    /// Both factors with rank at least 2, transposed as a Gemm asks.
-    fn factors(&mut self, name: &str, node: &Node, a: ValueId, b: ValueId) -> Done<(Located, Located)> {
+    /// Both factors with rank at least 2, transposed as a Gemm asks; the right one as integers with their
+    /// coding where it is quantised.
+    fn factors(
+        &mut self,
+        name: &str,
+        node: &Node,
+        a: ValueId,
+        b: ValueId,
+    ) -> Done<(Located, Located, Option<Code>)> {
         let a = self.located(a)?;
-        let mut a = self.as_f32(name, a)?;
-        let mut b = self.matrix(b)?;
+        let mut a = self.as_words(name, a)?;
+        let transposed = matches!(node.op, Op::Gemm { trans_b: true, .. });
+        let coded = self.coded.get(&b).and_then(|coded| coded.for_product(transposed));
+        let (mut b, code) = match coded {
+            Some((b, code)) => (b, Some(code)),
+            None => (self.matrix(b)?, None),
+        };
         if a.view.shape.len() == 1 {
             a = view(&a, views::unsqueeze(&a.view, &[0]))?;
         }
@@ -73,13 +88,13 @@ impl Lowering<'_> {
             b = view(&b, views::unsqueeze(&b.view, &[1]))?;
         }
         if let Op::Gemm { trans_a, trans_b, .. } = node.op {
-            for (factor, transposed) in [(&mut a, trans_a), (&mut b, trans_b)] {
+            for (factor, transposed) in [(&mut a, trans_a), (&mut b, trans_b && code.is_none())] {
                 if transposed {
                     *factor = view(factor, views::transpose(&factor.view, &[1, 0]))?;
                 }
             }
         }
-        Ok((a, b))
+        Ok((a, b, code))
     }
 
     fn arrange_product(
@@ -87,7 +102,7 @@ impl Lowering<'_> {
         name: &str,
         product: &Product,
         a: &Located,
-        b: &Located,
+        (b, code): (&Located, &Option<Code>),
         out: &Located,
     ) -> Done<Operands> {
         let rank = a.view.shape.len().max(b.view.shape.len());
@@ -100,8 +115,12 @@ impl Lowering<'_> {
         let mut perm = kept.clone();
         perm.extend(&product.contract);
         perm.extend([rank - 2, rank - 1]);
-        let (a, b) =
-            (view(&a, views::transpose(&a.view, &perm))?, view(&b, views::transpose(&b.view, &perm))?);
+        let turned = |at: &Located| view(at, views::transpose(&at.view, &perm));
+        let (a, b) = (turned(&a)?, turned(&b)?);
+        let code = match code {
+            Some(code) => Some(code.map(|at| turned(&pad(at)?))?),
+            None => None,
+        };
         let mut shape: Vec<u32> = (0..kept.len())
             .map(|i| if a.view.shape[i] == 1 { b.view.shape[i] } else { a.view.shape[i] })
             .collect();
@@ -122,7 +141,7 @@ impl Lowering<'_> {
                 Added::Value(v) => self.located(*v)?,
                 Added::Tensor(tensor) => self.literal(name, tensor)?,
             };
-            let at = self.as_f32(name, at)?;
+            let at = self.as_words(name, at)?;
             let full = self.shape(*like)?;
             let wide = view(&at, views::broadcast(&at.view, &full))?;
             added.push(Some(match to_out(&wide) {
@@ -139,6 +158,7 @@ impl Lowering<'_> {
         Ok(Operands {
             a,
             b,
+            code,
             out,
             bias,
             residual,
@@ -158,11 +178,18 @@ impl Lowering<'_> {
             return self.multiply(name, &second);
         }
         let (a, b, out) = (self.bind(&o.a)?, self.bind(&o.b)?, self.bind(&o.out)?);
+        let scale = o.code.as_ref().map(|c| self.bind(&c.scale)).transpose()?;
+        let zero = o.code.as_ref().and_then(|c| c.zero.as_ref()).map(|z| self.bind(z)).transpose()?;
         let bias = o.bias.as_ref().map(|x| self.bind(x)).transpose()?;
         let residual = o.residual.as_ref().map(|x| self.bind(x)).transpose()?;
         let launch = Matmul {
             a: &a.operand,
             b: &b.operand,
+            coding: scale.as_ref().map(|scale| Coding {
+                scale: &scale.operand,
+                zero: zero.as_ref().map(|z| &z.operand),
+                block: o.code.as_ref().map_or(1, |c| c.block),
+            }),
             out: &out.operand,
             contract: o.contract,
             accumulate: o.accumulate,
@@ -171,8 +198,9 @@ impl Lowering<'_> {
             residual: residual.as_ref().map(|x| &x.operand),
         }
         .launch(self.limits)?;
-        let bound = [&a, &b, bias.as_ref().unwrap_or(&a), residual.as_ref().unwrap_or(&a), &out];
-        self.emit(name, launch, &bound)
+        let [scale, zero, bias, residual] =
+            [&scale, &zero, &bias, &residual].map(|x| x.as_ref().unwrap_or(&a));
+        self.emit(name, launch, &[&a, &b, scale, zero, bias, residual, &out])
     }
 
     /// Whether the range that a view touches exceeds one binding.
@@ -181,7 +209,7 @@ impl Lowering<'_> {
         let (start, end) = views::extent(&at.view);
         let slack = crate::schedule::PIECE_ALIGN;
         slot > self.limits.max_storage_binding
-            && (end - start) * scalar_bytes(at.scalar) + slack > self.limits.max_storage_binding
+            && scalar_bytes(at.scalar, end - start) + slack > self.limits.max_storage_binding
     }
 
     /// The product in two parts when an operand is too large to bind: along a batch axis, else along the
@@ -212,15 +240,24 @@ impl Lowering<'_> {
         if size < 2 {
             return unsupported("an operand is larger than a binding of the device and cannot be split");
         }
+        // A block has one scale.
+        let block = o.code.as_ref().filter(|_| axis == k).map_or(1, |c| c.block);
+        let middle = (size / 2).next_multiple_of(block).min(size - 1);
+        if !middle.is_multiple_of(block) {
+            return unsupported("an operand is larger than a binding of the device and has long blocks");
+        }
         let part = |start: u32, count: u32| -> Done<Operands> {
-            let cut = |at: &Located, axis: usize| match at.view.shape.get(axis) {
+            let cut_by = |at: &Located, axis: usize, start: u32, count: u32| match at.view.shape.get(axis) {
                 Some(1) | None => Ok(at.clone()),
                 Some(_) => view(at, views::slice(&at.view, axis, start, 1, count)),
             };
+            let cut = |at: &Located, axis: usize| cut_by(at, axis, start, count);
             let mut part = o.clone();
             if axis == k {
                 part.a = cut(&o.a, rank - 1)?;
                 part.b = cut(&o.b, rank - 2)?;
+                let entries = |at: &Located| cut_by(at, rank - 2, start / block, count.div_ceil(block));
+                part.code = o.code.as_ref().map(|c| c.map(entries)).transpose()?;
                 return Ok(part);
             }
             if axis != n {
@@ -228,13 +265,14 @@ impl Lowering<'_> {
             }
             if axis != m {
                 part.b = cut(&o.b, axis)?;
+                part.code = o.code.as_ref().map(|c| c.map(|at| cut(at, axis))).transpose()?;
             }
             part.out = cut(&o.out, axis)?;
             part.bias = o.bias.as_ref().map(|x| cut(x, axis)).transpose()?;
             part.residual = o.residual.as_ref().map(|x| cut(x, axis)).transpose()?;
             Ok(part)
         };
-        let (mut first, mut second) = (part(0, size / 2)?, part(size / 2, size - size / 2)?);
+        let (mut first, mut second) = (part(0, middle)?, part(middle, size - middle)?);
         if axis == k {
             (first.bias, first.residual, first.activation) = (None, None, None);
             second.accumulate = true;
@@ -250,7 +288,7 @@ impl Lowering<'_> {
         let [Some(a), Some(b)] = [node.input(0), node.input(1)] else {
             return unsupported("an operand is missing");
         };
-        let (a, b) = self.factors(name, node, a, b)?;
+        let (a, b, code) = self.factors(name, node, a, b)?;
         let out = self.result(node.outputs[0])?;
         let raw = self.fresh(&out.view.shape.clone(), out.scalar);
         self.multiply(
@@ -258,6 +296,7 @@ impl Lowering<'_> {
             &Operands {
                 a,
                 b,
+                code,
                 out: raw.clone(),
                 bias: None,
                 residual: None,

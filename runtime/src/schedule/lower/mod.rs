@@ -6,6 +6,7 @@
 
 mod attention;
 mod chain;
+mod coded;
 mod elementwise;
 mod linear;
 mod reshape;
@@ -18,7 +19,7 @@ use snlp_passes::ir::{DType, Def, Graph, Node, NodeId, Op, Tensor, ValueId};
 
 use chain::Chains;
 
-use super::constants::{Constant, PIECE_ALIGN, scalar_bytes};
+use super::constants::{Constant, PIECE_ALIGN, packed_scalar_of, scalar_bytes};
 use super::place::{Placement, Statics, place};
 use super::plan::{
     Binding, HostStep, HostValue, Input, Output, OutputSource, Place, Plan, Slot, Step, Upload,
@@ -81,6 +82,8 @@ pub(super) struct Lowering<'g> {
     users: Vec<Vec<NodeId>>,
     results: HashSet<ValueId>,
     homes: Vec<Option<Home>>,
+    /// Dequantised constants and views of them, as they lie.
+    coded: HashMap<ValueId, coded::Coded>,
     constants: HashMap<(ValueId, Scalar), Located>,
     uploads: HashMap<ValueId, Located>,
     /// Nodes computed by the step of a later node.
@@ -107,6 +110,7 @@ pub(super) fn lower(graph: &Graph, limits: &Limits, options: &Options) -> Result
         users,
         results: graph.outputs.iter().map(|o| o.value).collect(),
         homes: vec![None; graph.value_count()],
+        coded: HashMap::new(),
         constants: HashMap::new(),
         uploads: HashMap::new(),
         absorbed: HashSet::new(),
@@ -233,6 +237,10 @@ impl<'g> Lowering<'g> {
             return self.product(id, node);
         }
         match &node.op {
+            Op::Dequantize { blocks } if blocks.is_some() || self.is_coded(node) => {
+                self.dequantize(node, *blocks)
+            }
+            Op::MatMulInteger => self.integer_product(node),
             op if chain::is_elementwise(op) => self.elementwise(id),
             Op::MatMul | Op::Gemm { .. } => self.product(id, node),
             Op::Identity
@@ -270,7 +278,7 @@ impl<'g> Lowering<'g> {
     /// A dense slot for a value of this shape.
     fn fresh(&mut self, shape: &[u32], scalar: Scalar) -> Located {
         let view = View::dense(shape);
-        let slot = self.slot(Place::Activation(usize::MAX), view.len() * scalar_bytes(scalar));
+        let slot = self.slot(Place::Activation(usize::MAX), scalar_bytes(scalar, view.len()));
         Located { slot, view, scalar }
     }
 
@@ -285,14 +293,15 @@ impl<'g> Lowering<'g> {
         self.located_as(v, scalar)
     }
 
-    /// As [`Lowering::located`], for operands that a kernel reads as f32 or f16: f16 where the model holds
-    /// f16 or the options ask for it.
+    /// As [`Lowering::located`], for operands that a kernel reads packed: as f16 where the model holds f16 or
+    /// the options ask for it, and as quantised integers where it holds those.
     fn matrix(&mut self, v: ValueId) -> Done<Located> {
         let half = match self.dtype(v) {
             DType::F16 => true,
             d => d.is_float() && self.options.weights == WeightDtype::F16,
         };
-        self.located_as(v, if half { Scalar::F16 } else { scalar_of(self.dtype(v)) })
+        let scalar = if half { Scalar::F16 } else { packed_scalar_of(self.dtype(v)) };
+        self.located_as(v, scalar)
     }
 
     fn located_as(&mut self, v: ValueId, scalar: Scalar) -> Done<Located> {
@@ -305,7 +314,8 @@ impl<'g> Lowering<'g> {
                 let value = value.clone();
                 self.upload(v, value)
             }
-            Some(Home::Failed) | None => Err(Failure::Operand),
+            Some(Home::Failed) => Err(Failure::Operand),
+            None => self.decoded(v)?.ok_or(Failure::Operand),
         }
     }
 
@@ -350,7 +360,7 @@ impl<'g> Lowering<'g> {
     fn new_upload(&mut self, name: String, value: HostValue, shape: &[u32], scalar: Scalar) -> Located {
         let view = View::dense(shape);
         let at = self.plan.upload_bytes.next_multiple_of(PIECE_ALIGN);
-        let bytes = view.len() * scalar_bytes(scalar);
+        let bytes = scalar_bytes(scalar, view.len());
         self.plan.upload_bytes = at + bytes.max(4);
         let slot = self.slot(Place::Upload(at), bytes);
         self.plan.uploads.push(Upload { value, name, scalar, slot });
@@ -368,16 +378,16 @@ impl<'g> Lowering<'g> {
             return Ok(Bound { operand: operand(at.view.clone()), binding });
         }
         let (start, end) = views::extent(&at.view);
-        let size = scalar_bytes(at.scalar);
         let align = u64::from(self.limits.min_offset_alignment).max(PIECE_ALIGN);
-        let offset = start * size / align * align;
-        let bytes = (end * size).next_multiple_of(4).min(whole) - offset;
+        let offset = start * at.scalar.bits() / 8 / align * align;
+        let bytes = scalar_bytes(at.scalar, end).next_multiple_of(4).min(whole) - offset;
         if bytes > limit {
             return Err(Failure::Unsupported(format!(
                 "an operand spans {bytes} bytes, one binding of the device covers {limit}"
             )));
         }
-        let view = View { offset: at.view.offset.wrapping_sub((offset / size) as u32), ..at.view.clone() };
+        let before = (offset * 8 / at.scalar.bits()) as u32;
+        let view = View { offset: at.view.offset.wrapping_sub(before), ..at.view.clone() };
         Ok(Bound { operand: operand(view), binding: Binding { slot: at.slot, offset, bytes } })
     }
 
@@ -399,10 +409,9 @@ impl<'g> Lowering<'g> {
         Ok(())
     }
 
-    /// The value densely laid out, or as f32, or both: a copy where it is not already.
+    /// The value copied: densely laid out, in words.
     fn copied(&mut self, node: &str, at: &Located) -> Done<Located> {
-        let scalar = if at.scalar == Scalar::F16 { Scalar::F32 } else { at.scalar };
-        let out = self.fresh(&at.view.shape, scalar);
+        let out = self.fresh(&at.view.shape, at.scalar.unpacked());
         self.copy_into(node, at, &out)?;
         Ok(out)
     }
@@ -411,9 +420,9 @@ impl<'g> Lowering<'g> {
         self.program(node, &Program::copy(), std::slice::from_ref(from), &[], to)
     }
 
-    /// A value as f32.
-    fn as_f32(&mut self, node: &str, at: Located) -> Done<Located> {
-        if at.scalar == Scalar::F16 { self.copied(node, &at) } else { Ok(at) }
+    /// A value in words: a copy where it is packed.
+    fn as_words(&mut self, node: &str, at: Located) -> Done<Located> {
+        if at.scalar.is_packed() { self.copied(node, &at) } else { Ok(at) }
     }
 
     fn outputs(&mut self) -> Result<(), ScheduleError> {
@@ -452,13 +461,13 @@ impl<'g> Lowering<'g> {
         let mut at = self.located(v)?;
         let slot = self.plan.slots.get(at.slot).map(|s| s.place.clone());
         let copyable = matches!(slot, Some(Place::Activation(_)));
-        if !copyable || !at.view.is_dense() || at.scalar == Scalar::F16 {
+        if !copyable || !at.view.is_dense() || at.scalar.is_packed() {
             at = self.copied(name, &at)?;
         }
         let binding = Binding {
             slot: at.slot,
             offset: u64::from(at.view.offset) * 4,
-            bytes: at.view.len() * scalar_bytes(at.scalar),
+            bytes: scalar_bytes(at.scalar, at.view.len()),
         };
         Ok(OutputSource::Device { binding, scalar: at.scalar })
     }

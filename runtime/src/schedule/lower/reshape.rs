@@ -20,6 +20,9 @@ impl Lowering<'_> {
     }
 
     pub(super) fn view(&mut self, node: &Node) -> Done {
+        if self.coded_view(node)? {
+            return Ok(());
+        }
         let at = self.passed_on(node)?;
         let out = node.outputs[0];
         let view = match &node.op {

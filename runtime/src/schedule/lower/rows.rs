@@ -42,7 +42,7 @@ impl Lowering<'_> {
             return unsupported("an operand or a result is missing");
         };
         let x = self.located(v)?;
-        let x = self.as_f32(&name, x)?;
+        let x = self.as_words(&name, x)?;
         let (to, at) = (self.result(*values)?, self.result(*places)?);
         if !to.view.is_empty() {
             let (bx, bv, bp) = (self.bind(&x)?, self.bind(&to)?, self.bind(&at)?);
@@ -64,7 +64,7 @@ impl Lowering<'_> {
         let name = self.name(node);
         let Some(v) = node.input(0) else { return unsupported("the operand is missing") };
         let x = self.located(v)?;
-        let x = self.as_f32(&name, x)?;
+        let x = self.as_words(&name, x)?;
         let out = self.result(node.outputs[0])?;
         if !out.view.is_empty() {
             let (bx, bo) = (self.bind(&x)?, self.bind(&out)?);

@@ -24,6 +24,9 @@ impl Lowering<'_> {
         let [Some(data), Some(indices)] = [node.input(0), node.input(1)] else {
             return unsupported("an operand is missing");
         };
+        if kind == GatherKind::Slices && self.gather_coded(node, data, axis)? {
+            return Ok(());
+        }
         let name = self.name(node);
         let table = self.matrix(data)?;
         let out = node.outputs[0];
@@ -61,7 +64,7 @@ impl Lowering<'_> {
         let held = table.view.shape[axis];
         let (start, end) = views::extent(&table.view);
         let slot = self.plan.slots.get(table.slot).map_or(0, |s| s.bytes);
-        let bytes = (end - start) * scalar_bytes(table.scalar) + super::PIECE_ALIGN;
+        let bytes = scalar_bytes(table.scalar, end - start) + super::PIECE_ALIGN;
         if slot > self.limits.max_storage_binding && bytes > self.limits.max_storage_binding && held > 1 {
             let first = views::slice(&table.view, axis, 0, 1, held / 2);
             let second = views::slice(&table.view, axis, held / 2, 1, held - held / 2);
@@ -109,7 +112,7 @@ impl Lowering<'_> {
     }
 
     /// Has the host check indices that it knows; others are clamped by the kernel.
-    fn check_indices(&mut self, name: &str, indices: ValueId, size: u32) {
+    pub(super) fn check_indices(&mut self, name: &str, indices: ValueId, size: u32) {
         let value: Option<HostValue> = self.host_value(indices);
         if let Some(value) = value {
             self.plan.checks.push(IndexCheck { node: name.into(), value, size: u64::from(size) });
@@ -138,7 +141,7 @@ impl Lowering<'_> {
         let updates = self.located(updates)?;
         if !updates.view.is_empty() {
             let indices = self.located(indices)?;
-            let updates = self.as_f32(&name, updates)?;
+            let updates = self.as_words(&name, updates)?;
             let (i, u, o) = (self.bind(&indices)?, self.bind(&updates)?, self.bind(&out)?);
             let launch =
                 Scatter { indices: &i.operand, updates: &u.operand, out: &o.operand, axis, reduction }

@@ -12,6 +12,8 @@ mod linear;
 mod moe;
 mod multi_head;
 mod norm;
+mod quantize;
+mod quantize_contrib;
 mod reduce;
 mod resize;
 mod shape;
@@ -27,9 +29,10 @@ use crate::onnx::proto::NodeProto;
 /// The importer of an operator; `None` for what the IR has no counterpart of.
 pub(super) fn lookup(domain: &str, op_type: &str) -> Option<Builder> {
     type Family = fn(&str) -> Option<Builder>;
-    const STANDARD: [Family; 10] = [
+    const STANDARD: [Family; 11] = [
         elementwise::lookup,
         linear::lookup,
+        quantize::lookup,
         reduce::lookup,
         norm::lookup,
         layout::lookup,
@@ -41,7 +44,7 @@ pub(super) fn lookup(domain: &str, op_type: &str) -> Option<Builder> {
     ];
     match domain {
         "" => STANDARD.iter().find_map(|family| family(op_type)),
-        "com.microsoft" => contrib::lookup(op_type),
+        "com.microsoft" => contrib::lookup(op_type).or_else(|| quantize_contrib::lookup(op_type)),
         export::CORRECTION_DOMAIN => Some(|c| {
             let op = correction(c.node).ok_or(Decline::Opaque)?;
             c.input(1)?;

@@ -1,0 +1,135 @@
+// Batched products of integer matrices less their zero points, exact in 32 bits.
+// Element (m, k) of a is at offset + batch + m·row + k·column; b and out likewise. Zero points of a vary with
+// rows, those of b with columns. Edges are computed by clamping what is loaded and guarding what is stored.
+
+struct Params {
+    batch: vec4<u32>,
+    batch_a: vec4<u32>,
+    batch_b: vec4<u32>,
+    batch_out: vec4<u32>,
+    batch_zero_a: vec4<u32>,
+    batch_zero_b: vec4<u32>,
+    // Offset, row stride, column stride.
+    a: vec4<u32>,
+    b: vec4<u32>,
+    out: vec4<u32>,
+    zero_a: vec4<u32>,
+    zero_b: vec4<u32>,
+    m: u32,
+    n: u32,
+    k: u32,
+    tiles_n: u32,
+    tiles_m: u32,
+    groups: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> a: array<u32>;
+@group(0) @binding(2) var<storage, read> b: array<u32>;
+@group(0) @binding(3) var<storage, read> zero_a: array<u32>;
+@group(0) @binding(4) var<storage, read> zero_b: array<u32>;
+@group(0) @binding(5) var<storage, read_write> out: array<i32>;
+
+override WG: u32 = 64u;
+// Rows of an invocation, up to 4.
+override ROWS: u32 = 4u;
+// How elements lie: 0 a word each, 2 i8, 3 u8, 4 i4, 5 u4.
+override A_FORM: u32 = 0u;
+override B_FORM: u32 = 0u;
+override ZERO_A_FORM: u32 = 0u;
+override ZERO_B_FORM: u32 = 0u;
+override ZERO_A: bool = false;
+override ZERO_B: bool = false;
+
+// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
+// alone decides a branch or the end of a loop, unless this is added to it.
+var<private> nought: u32;
+
+// The logarithm of the elements to a word.
+fn density(form: u32) -> u32 {
+    return select(select(0u, 2u, form > 1u), 3u, form > 3u);
+}
+
+// Integer i, which lies in this word.
+fn integer(word: u32, i: u32, form: u32) -> i32 {
+    switch (form) {
+        case 0u: { return bitcast<i32>(word); }
+        case 2u: { return extractBits(bitcast<i32>(word), (i & 3u) * 8u, 8u); }
+        case 3u: { return bitcast<i32>(extractBits(word, (i & 3u) * 8u, 8u)); }
+        case 4u: { return extractBits(bitcast<i32>(word), (i & 7u) * 4u, 4u); }
+        default: { return bitcast<i32>(extractBits(word, (i & 7u) * 4u, 4u)); }
+    }
+}
+
+fn load_a(i: u32) -> i32 { return integer(a[i >> density(A_FORM)], i, A_FORM); }
+fn load_b(i: u32) -> i32 { return integer(b[i >> density(B_FORM)], i, B_FORM); }
+
+fn load_zero_a(i: u32) -> i32 {
+    if (!ZERO_A) { return 0; }
+    return integer(zero_a[i >> density(ZERO_A_FORM)], i, ZERO_A_FORM);
+}
+
+fn load_zero_b(i: u32) -> i32 {
+    if (!ZERO_B) { return 0; }
+    return integer(zero_b[i >> density(ZERO_B_FORM)], i, ZERO_B_FORM);
+}
+
+fn dot4(x: vec4<u32>, y: vec4<u32>) -> u32 {
+    return x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
+}
+
+// Coordinates of a flat index; unused axes have size 0 and are skipped.
+fn unravel(index: u32, shape: vec4<u32>) -> vec4<u32> {
+    var at = vec4<u32>(0u);
+    var rest = index;
+    for (var d = 3u; d > 0u; d--) {
+        if (shape[d] + nought != 0u) {
+            at[d] = rest % shape[d];
+            rest = rest / shape[d];
+        }
+    }
+    at.x = rest;
+    return at;
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    nought = l >> 16u;
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    let rest = group / p.tiles_n;
+    let t = unravel(rest / p.tiles_m, p.batch);
+    let row = (rest % p.tiles_m) * ROWS;
+    let column = ((group % p.tiles_n) * WG + l) * 4u;
+    if (column >= p.n) { return; }
+    let rows = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u));
+    let columns = min(vec4<u32>(column, column + 1u, column + 2u, column + 3u), vec4<u32>(p.n - 1u));
+    let ia = rows * p.a.y + (p.a.x + dot4(t, p.batch_a));
+    let za_at = rows * p.zero_a.y + (p.zero_a.x + dot4(t, p.batch_zero_a));
+    let zb_at = columns * p.zero_b.z + (p.zero_b.x + dot4(t, p.batch_zero_b));
+    let za = vec4<i32>(load_zero_a(za_at.x), load_zero_a(za_at.y), load_zero_a(za_at.z), load_zero_a(za_at.w));
+    let zb = vec4<i32>(load_zero_b(zb_at.x), load_zero_b(zb_at.y), load_zero_b(zb_at.z), load_zero_b(zb_at.w));
+    var i = columns * p.b.z + (p.b.x + dot4(t, p.batch_b));
+    var j = 0u;
+    let depth = p.k + nought;
+    let step_a = p.a.z;
+    let step_b = p.b.y;
+    var sum: array<vec4<i32>, 4>;
+    for (var k = 0u; k < depth; k++) {
+        let y = vec4<i32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w)) - zb;
+        sum[0] += (load_a(ia.x + j) - za.x) * y;
+        if (ROWS > 1u) { sum[1] += (load_a(ia.y + j) - za.y) * y; }
+        if (ROWS > 2u) { sum[2] += (load_a(ia.z + j) - za.z) * y; }
+        if (ROWS > 3u) { sum[3] += (load_a(ia.w + j) - za.w) * y; }
+        i += step_b;
+        j += step_a;
+    }
+    var done = sum;
+    for (var r = 0u; r < ROWS; r++) {
+        for (var q = 0u; q < 4u; q++) {
+            if (row + r < p.m && column + q < p.n) {
+                out[p.out.x + dot4(t, p.batch_out) + (row + r) * p.out.y + (column + q) * p.out.z] = done[r][q];
+            }
+        }
+    }
+}

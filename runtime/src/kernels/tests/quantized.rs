@@ -1,0 +1,181 @@
+//! Operands that are quantised integers, packed in words.
+
+use super::super::testing::{Random, bits, close, dense, f32s, gpu, hardware, limits};
+use super::super::{
+    Bounds, Coding, ElementOp, Elementwise, Gather, GatherKind, Limits, Matmul, MatmulInteger, MatmulVariant,
+    Operand, Program, Reg, Scalar, View,
+};
+
+/// Integers of a form, and the words in which they lie.
+fn integers(random: &mut Random, n: usize, scalar: Scalar) -> (Vec<i32>, Vec<u32>) {
+    let width = scalar.bits() as u32;
+    let per_word = 32 / width;
+    let mut values = vec![];
+    let mut words = vec![0u32; n.div_ceil(per_word as usize)];
+    for i in 0..n {
+        let raw = random.next() >> 3 & ((1u64 << width) - 1) as u32;
+        let signed = matches!(scalar, Scalar::I8 | Scalar::I4) && raw >> (width - 1) == 1;
+        values.push(if signed { raw as i32 - (1 << width) } else { raw as i32 });
+        words[i / per_word as usize] |= raw << (width * (i as u32 % per_word));
+    }
+    (values, words)
+}
+
+/// `[batch, M, K]` by the transpose of `[batch, N, K]` in blocks of `block` along `K`.
+fn check_coded(variant: MatmulVariant, limits: &Limits, scalar: Scalar, zeros: bool, half: bool, block: u32) {
+    let Some(gpu) = gpu() else { return };
+    let (batch, m, n, k) = (2u32, 9u32, 37u32, 24u32);
+    let blocks = k.div_ceil(block);
+    let mut random = Random::new(7);
+    let a = random.floats((batch * m * k) as usize);
+    let (b, b_words) = integers(&mut random, (batch * n * k) as usize, scalar);
+    let (zero, zero_words) = integers(&mut random, (batch * n * blocks) as usize, scalar);
+    let mut scale = random.floats((batch * n * blocks) as usize);
+    if half {
+        scale.iter_mut().for_each(|s| *s = half::f16::from_f32(*s).to_f32());
+    }
+    let scale_words = if half { super::super::testing::halves(&scale) } else { bits(&scale) };
+    let turned = |columns: u32, scalar| Operand {
+        view: View { shape: vec![batch, columns, n], strides: vec![n * columns, 1, columns], offset: 0 },
+        scalar,
+    };
+    let (scale_at, zero_at) =
+        (turned(blocks, if half { Scalar::F16 } else { Scalar::F32 }), turned(blocks, scalar));
+    let launch = Matmul {
+        a: &dense(&[batch, m, k], Scalar::F32),
+        b: &turned(k, scalar),
+        coding: Some(Coding { scale: &scale_at, zero: zeros.then_some(&zero_at), block }),
+        out: &dense(&[batch, m, n], Scalar::F32),
+        contract: 0,
+        accumulate: false,
+        bias: None,
+        activation: None,
+        residual: None,
+    }
+    .launch_as(variant, limits)
+    .unwrap();
+    let mut expected = vec![];
+    for (u, i, j) in (0..batch).flat_map(|u| (0..m).flat_map(move |i| (0..n).map(move |j| (u, i, j)))) {
+        let at = |p: u32| {
+            let entry = ((u * n + j) * blocks + p / block) as usize;
+            let code = b[((u * n + j) * k + p) as usize] - if zeros { zero[entry] } else { 0 };
+            f64::from(code) * f64::from(scale[entry])
+        };
+        let sum: f64 = (0..k).map(|p| f64::from(a[((u * m + i) * k + p) as usize]) * at(p)).sum();
+        expected.push(sum as f32);
+    }
+    let a = bits(&a);
+    let zero_words = if zeros { &zero_words } else { &a };
+    let out = gpu.run_one(&launch, &[&a, &b_words, &scale_words, zero_words, &a, &a], expected.len());
+    let largest = scalar.bits() as f32 * 2.0;
+    close(&f32s(&out), &expected, 1e-5 * largest.exp2().min(512.0), 1e-5);
+}
+
+#[test]
+fn products_read_quantised_matrices() {
+    use MatmulVariant::{Gemv, Software, Subgroup, Tiled};
+    let Some(gpu) = gpu() else { return };
+    check_coded(Software, &limits(), Scalar::U4, true, false, 8);
+    check_coded(Software, &limits(), Scalar::I8, false, true, 32);
+    check_coded(Tiled, &hardware(), Scalar::I4, false, false, 4);
+    check_coded(Tiled, &hardware(), Scalar::U8, true, false, 16);
+    check_coded(Gemv, &hardware(), Scalar::I4, true, true, 8);
+    if gpu.limits().subgroup_size == 8 {
+        check_coded(Subgroup, &gpu.limits(), Scalar::U4, true, false, 16);
+    }
+}
+
+#[test]
+fn blocks_must_be_powers_of_two() {
+    let (a, b) = (dense(&[2, 12], Scalar::F32), dense(&[12, 4], Scalar::U8));
+    let (scale, out) = (dense(&[2, 4], Scalar::F32), dense(&[2, 4], Scalar::F32));
+    let product = Matmul {
+        a: &a,
+        b: &b,
+        coding: Some(Coding { scale: &scale, zero: None, block: 6 }),
+        out: &out,
+        contract: 0,
+        accumulate: false,
+        bias: None,
+        activation: None,
+        residual: None,
+    };
+    assert!(product.launch(&limits()).unwrap_err().to_string().contains("blocks of 6"));
+    assert!(Matmul { coding: None, ..product }.launch(&limits()).is_err());
+}
+
+/// `[batch, M, K]` words by packed `[batch, K, N]`, zero points per batch and per column.
+#[test]
+fn integer_products_are_exact() {
+    let Some(gpu) = gpu() else { return };
+    for (m, n, k, scalar) in
+        [(1u32, 5u32, 300u32, Scalar::I8), (9, 65, 7, Scalar::I8), (6, 257, 16, Scalar::I8)]
+    {
+        let batch = 3u32;
+        let mut random = Random::new(u64::from(m));
+        let (a, _) = integers(&mut random, (batch * m * k) as usize, Scalar::U8);
+        let (b, b_words) = integers(&mut random, (batch * k * n) as usize, scalar);
+        let (zero_a, _) = integers(&mut random, batch as usize, Scalar::U8);
+        let (zero_b, zero_b_words) = integers(&mut random, n as usize, scalar);
+        let launch = MatmulInteger {
+            a: &dense(&[batch, m, k], Scalar::I32),
+            b: &dense(&[batch, k, n], scalar),
+            zero_a: Some(&dense(&[batch, 1, 1], Scalar::I32)),
+            zero_b: Some(&dense(&[n], scalar)),
+            out: &dense(&[batch, m, n], Scalar::I32),
+        }
+        .launch(&limits())
+        .unwrap();
+        let mut expected = vec![];
+        for (u, i, j) in (0..batch).flat_map(|u| (0..m).flat_map(move |i| (0..n).map(move |j| (u, i, j)))) {
+            let at = |p: u32| {
+                let left = a[((u * m + i) * k + p) as usize] - zero_a[u as usize];
+                left * (b[((u * k + p) * n + j) as usize] - zero_b[j as usize])
+            };
+            expected.push((0..k).map(at).sum::<i32>() as u32);
+        }
+        let words = |v: &[i32]| v.iter().map(|x| *x as u32).collect::<Vec<u32>>();
+        let (a, zero_a) = (words(&a), words(&zero_a));
+        let out = gpu.run_one(&launch, &[&a, &b_words, &zero_a, &zero_b_words], expected.len());
+        assert_eq!(out, expected);
+    }
+}
+
+#[test]
+fn packed_elements_are_read_one_by_one() {
+    let Some(gpu) = gpu() else { return };
+    for scalar in [Scalar::I4, Scalar::U4, Scalar::I8, Scalar::U8] {
+        let mut random = Random::new(3);
+        let (values, words) = integers(&mut random, 9 * 5, scalar);
+        let rows = [7u32, 0, 8];
+        let launch = Gather {
+            data: &dense(&[9, 5], scalar),
+            indices: &dense(&[3], Scalar::I32),
+            out: &dense(&[3, 5], Scalar::I32),
+            axis: 0,
+            kind: GatherKind::Slices,
+            rows: None,
+            bounds: Bounds::Clamp,
+        }
+        .launch(&limits())
+        .unwrap();
+        let out = gpu.run_one(&launch, &[&words, &rows], 15);
+        let expected: Vec<u32> = rows
+            .iter()
+            .flat_map(|r| (0..5).map(|c| values[(r * 5 + c) as usize] as u32).collect::<Vec<_>>())
+            .collect();
+        assert_eq!(out, expected);
+    }
+    // A transposed copy, as floats.
+    let mut random = Random::new(4);
+    let (values, words) = integers(&mut random, 45, Scalar::I4);
+    let mut program = Program::new(1);
+    let float = program.step(ElementOp::IToF, &[Reg::Input(0)]);
+    program.results = vec![float];
+    let x = Operand { view: View { shape: vec![5, 9], strides: vec![1, 5], offset: 0 }, scalar: Scalar::I4 };
+    let out = dense(&[5, 9], Scalar::F32);
+    let launch = Elementwise { program: &program, inputs: &[&x], indices: &[], outputs: &[&out] };
+    let got = f32s(&gpu.run_one(&launch.launch(&limits()).unwrap(), &[&words], 45));
+    let expected: Vec<f32> = (0..45).map(|i| values[i % 9 * 5 + i / 9] as f32).collect();
+    assert_eq!(got, expected);
+}
