@@ -47,9 +47,12 @@ fn tensor(v: &Value) -> Tensor {
         DType::U16 => Tensor::from_vec(shape, data.iter().map(|x| int(x) as u16).collect()),
         DType::U32 => Tensor::from_vec(shape, data.iter().map(|x| int(x) as u32).collect()),
         DType::U64 => Tensor::from_vec(shape, data.iter().map(|x| int(x) as u64).collect()),
+        DType::I4 => Tensor::from_vec(shape, data.iter().map(|x| int(x) as i8).collect()),
+        DType::U4 => Tensor::from_vec(shape, data.iter().map(|x| int(x) as u8).collect()),
         DType::Bool => Tensor::from_bools(shape, &flags),
     }
     .unwrap()
+    .packed(dtype)
 }
 
 impl Case {
