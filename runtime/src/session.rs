@@ -63,7 +63,7 @@ impl Session {
             for (_, value) in graph.values() {
                 if let Def::Constant(tensor) = &value.def
                     && tensor.parts().len() > 1
-                    && tensor.dtype().is_float()
+                    && (tensor.dtype().is_float() || likely_scalar(tensor, options).is_packed())
                     && let Some(stack) = Constant::new(
                         value.name.as_deref().unwrap_or("stack"),
                         tensor,
@@ -293,7 +293,7 @@ fn likely_scalar(tensor: &Tensor, options: &Options) -> Scalar {
     let half = tensor.dtype() == DType::F16 || options.weights == WeightDtype::F16;
     if matrix && half {
         Scalar::F16
-    } else if matrix || !tensor.dtype().is_float() {
+    } else if matrix {
         packed_scalar_of(tensor.dtype())
     } else {
         Scalar::F32

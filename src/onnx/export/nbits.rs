@@ -7,7 +7,8 @@
 //! Only models that were written with operators of ONNX Runtime are, since others may run elsewhere.
 
 use snlp_passes::ir::{
-    Attribute, Blocks, DType, Graph, GraphError, Node, NodeId, Op, Opaque, Tensor, TensorError, ValueId,
+    Attribute, Binary, Blocks, DType, Graph, GraphError, Node, NodeId, Op, Opaque, Reduce, Tensor,
+    TensorError, Unary, ValueId,
 };
 
 /// The operator set that has the operator.
@@ -59,13 +60,17 @@ enum Operand {
 }
 
 fn operator(graph: &Graph, product: NodeId, made: NodeId) -> Option<(Op, Vec<Operand>)> {
-    let (x, node) = (graph.node(product)?.input(0)?, graph.node(made)?);
+    let (mut x, node) = (graph.node(product)?.input(0)?, graph.node(made)?);
     let (size, w, scale) = (matrix(graph, node)?, node.input(0)?, node.input(1)?);
     let tensor = graph.tensor(w)?;
     let &[n, k] = tensor.shape() else { return None };
     let int = |name: &str, n: usize| Some((name.to_string(), Attribute::Int(i64::try_from(n).ok()?)));
     let bits = if tensor.dtype().is_nibble() { 4 } else { 8 };
-    let attributes = vec![int("K", k)?, int("N", n)?, int("bits", bits)?, int("block_size", size)?];
+    let mut attributes = vec![int("K", k)?, int("N", n)?, int("bits", bits)?, int("block_size", size)?];
+    if let Some(exact) = before_eight_bits(graph, x, size) {
+        x = exact;
+        attributes.push(int("accuracy_level", 4)?);
+    }
     let mut operands =
         vec![Operand::Value(x), Operand::Made(w, packed(tensor, size).ok()?), Operand::Value(scale)];
     // Single ones are the operator's default.
@@ -76,6 +81,22 @@ fn operator(graph: &Graph, product: NodeId, made: NodeId) -> Option<(Op, Vec<Ope
     }
     let op = Opaque { domain: DOMAIN.into(), op_type: "MatMulNBits".into(), attributes, captures: vec![] };
     Some((Op::Opaque(Box::new(op)), operands))
+}
+
+/// What was rounded to 8 bits in blocks of this size, by the largest magnitude of each: accuracy level 4.
+fn before_eight_bits(graph: &Graph, x: ValueId, size: usize) -> Option<ValueId> {
+    let made = |v: ValueId, test: fn(&Op) -> bool| graph.producing(v).filter(|n| test(&n.op));
+    let reshape = |op: &Op| matches!(op, Op::Reshape { .. });
+    let back = made(made(x, reshape)?.input(0)?, |op| *op == Op::Dequantize { blocks: None })?;
+    let there = made(back.input(0)?, |op| *op == Op::Quantize { to: DType::I8, blocks: None })?;
+    let (rows, step) = (there.input(0)?, there.input(1)?);
+    let largest = made(made(step, |op| *op == Op::Where)?.input(2)?, |op| *op == Op::Binary(Binary::Div))?;
+    let largest = made(largest.input(0)?, |op| matches!(op, Op::Reduce { op: Reduce::Max, .. }))?;
+    let magnitude = made(largest.input(0)?, |op| *op == Op::Unary(Unary::Abs))?;
+    let exact = made(rows, reshape)?.input(0)?;
+    let same = back.input(1) == Some(step) && magnitude.input(0) == Some(rows);
+    let blocks = graph.shape(rows)?.last()?.known_size() == Some(size);
+    (same && blocks && graph.shape(exact) == graph.shape(x)).then_some(exact)
 }
 
 /// The size of the blocks of a Dequantize that `MatMulNBits` can do.

@@ -1,6 +1,6 @@
 //! Quantised operators of ONNX Runtime (`com.microsoft`) that are short for standard ones.
 
-use snlp_passes::ir::{Binary, Blocks, DType, Dim, Op, Tensor, Unary, ValueId};
+use snlp_passes::ir::{Binary, Blocks, DType, Dim, Op, Reduce, Tensor, Unary, ValueId};
 use snlp_passes::rewrite::reshape;
 
 use super::quantize::{self, dynamic, inputs, product, rounded, scaled, zero_point};
@@ -76,11 +76,38 @@ fn matmul_nbits(c: &mut NodeContext<'_>) -> Built {
         }
     };
     let w = c.graph.add(Op::Transpose { perm: vec![1, 0] }, &[w])?;
+    let x = match c.int("accuracy_level", 0)? {
+        4 => in_eight_bits(c, x, k, block)?,
+        _ => x,
+    };
     let y = c.add(Op::MatMul, &[x, w])?;
     match c.optional(5) {
         Some(bias) => Ok(vec![c.add(Op::Binary(Binary::Add), &[y, bias])?]),
         None => Ok(vec![y]),
     }
+}
+
+/// Rows rounded to 8 bits, each block by its largest magnitude: what accuracy level 4 lets ONNX Runtime do with
+/// the left operand, and what it does.
+fn in_eight_bits(c: &mut NodeContext<'_>, x: ValueId, k: usize, block: usize) -> Result<ValueId, Decline> {
+    let ty = c.ty(x)?;
+    let lead = ty.shape.split_last().map(|(_, lead)| lead.to_vec()).unwrap_or_default();
+    if ty.dtype != DType::F32 || k % block != 0 || !lead.iter().all(|d| c.computable(d)) {
+        return Ok(x);
+    }
+    let axis = lead.len() + 1;
+    let blocks = [&lead[..], &[Dim::from(k / block), Dim::from(block)]].concat();
+    let whole = [&lead[..], &[Dim::from(k)]].concat();
+    let rows = reshape(c.graph, x, &blocks)?;
+    let (zero, one, steps) = (c.graph.scalar(0f32), c.graph.scalar(1f32), c.graph.scalar(127f32));
+    let size = c.graph.add(Op::Unary(Unary::Abs), &[rows])?;
+    let size = c.graph.add(Op::Reduce { op: Reduce::Max, axes: vec![axis], keepdims: true }, &[size])?;
+    let step = c.graph.add(Op::Binary(Binary::Div), &[size, steps])?;
+    let none = c.graph.add(Op::Binary(Binary::Equal), &[step, zero])?;
+    let step = c.graph.add(Op::Where, &[none, one, step])?;
+    let integers = c.graph.add(Op::Quantize { to: DType::I8, blocks: None }, &[rows, step])?;
+    let rows = c.graph.add(Op::Dequantize { blocks: None }, &[integers, step])?;
+    Ok(reshape(c.graph, rows, &whole)?)
 }
 
 /// Zero points `[n, count]`, whose rows begin on bytes in the file.
