@@ -137,7 +137,7 @@ impl ChainSummary {
         ChainSummary {
             layers: chain.layers.len(),
             hidden: dim_json(&chain.hidden),
-            streams: chain.streams,
+            streams: chain.streams.count,
             kind: chain.kind.to_string(),
             surrogate: chain.surrogate().into(),
             classes: chain
@@ -207,10 +207,12 @@ impl CacheSummary {
 }
 
 fn transfer_text(transfer: &Transfer) -> String {
-    match transfer.scale() {
-        Some(1.0) => "identity".into(),
-        Some(s) => format!("scale {s}"),
-        None => format!("{transfer:?}").split([' ', '(', '{']).next().unwrap_or_default().to_lowercase(),
+    match transfer {
+        Transfer::Identity | Transfer::Scale(1.0) => "identity".into(),
+        Transfer::Scale(s) => format!("scale {s}"),
+        Transfer::Mixing(_) => "mixing".into(),
+        Transfer::TokenMixing => "mixing per token".into(),
+        Transfer::Other(what) => (*what).into(),
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::cache::{Cache, caches};
 use super::kind::{Mixing, kind_of, mixing};
 use super::lockstep::{describe, same_class};
+use super::mixing::Mixing;
 use super::region::{Reach, region, state_dependent};
 use super::stream::{Event, find_stream};
 use super::transfer::Transfer;
@@ -101,6 +102,15 @@ pub struct Tap {
     pub readers: Vec<String>,
 }
 
+/// The residual streams of a state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Streams {
+    /// How many there are; 1 in a plain residual model.
+    pub count: usize,
+    /// Axis of the state that they lie along, when there are several.
+    pub axis: usize,
+}
+
 /// The chain of layers of a model.
 #[derive(Clone, Debug)]
 pub struct Chain {
@@ -118,8 +128,8 @@ pub struct Chain {
     pub caches: Vec<Cache>,
     /// Feature size of the state.
     pub hidden: Dim,
-    /// Number of residual streams.
-    pub streams: usize,
+    /// The residual streams of the state.
+    pub streams: Streams,
     /// Style of the layers.
     pub kind: Kind,
     /// Nodes that do not depend on the chain's input.
@@ -136,7 +146,7 @@ impl Chain {
 
     /// The surrogate that `surrogate=auto` means, by its name in plans.
     pub fn surrogate(&self) -> &'static str {
-        if self.streams > 1 { "transfer" } else { "identity" }
+        if self.streams.count > 1 { "transfer" } else { "identity" }
     }
 }
 
@@ -169,7 +179,7 @@ pub fn find_chain(graph: &Graph) -> Result<Chain, Stopped> {
     let side_inputs = side_inputs(graph, &layers, &stream_states, &reach);
     let taps = taps(graph, &layers, &in_layers);
     let caches = caches(graph, &layers);
-    let streams = 1;
+    let streams = streams(graph, &layers);
     Ok(Chain {
         input,
         layers,
@@ -238,6 +248,16 @@ fn merge_parallel(graph: &Graph, events: &[Event], attention: &[bool]) -> Vec<Bl
 
 pub(super) fn is_norm(graph: &Graph, event: &Event) -> bool {
     graph.node(event.node()).is_some_and(|n| matches!(n.op, Op::LayerNorm { .. } | Op::RmsNorm { .. }))
+}
+
+/// How the event mixes streams, if it does.
+pub(super) fn mixing(graph: &Graph, event: &Event) -> Option<Mixing> {
+    event.branch().is_none().then(|| graph.node(event.node())).flatten().and_then(|n| Mixing::of(graph, n))
+}
+
+fn streams(graph: &Graph, layers: &[Layer]) -> Streams {
+    let mut mixings = layers.iter().flat_map(|l| &l.events).filter_map(|e| mixing(graph, e));
+    mixings.next().map_or(Streams { count: 1, axis: 0 }, |m| Streams { count: m.streams, axis: m.axis })
 }
 
 /// Whether `branch` is computed from `state`; the search does not go behind `older`.

@@ -6,6 +6,7 @@
 //!   chain    the stream cut into layers at attention; side inputs, taps, kind
 //!   cache    inputs that one layer reads and hands out again, grown
 //!   others   stacks of layers beside the chain, as an encoder before its decoder
+//!   mixing   S×S matrices on the streams of hyper-connections
 //!   lockstep two layers compared node by node: the same class, or a reason why not
 //! ```
 //!
@@ -16,14 +17,16 @@ mod chain;
 mod kind;
 mod lockstep;
 mod others;
+mod mixing;
 mod region;
 mod stream;
 mod transfer;
 
 pub use cache::Cache;
-pub use chain::{Chain, Class, Kind, Layer, SideInput, Stopped, Tap, find_chain};
+pub use chain::{Chain, Class, Kind, Layer, SideInput, Stopped, Streams, Tap, find_chain};
 pub use lockstep::{Mismatch, same_class};
 pub use others::{OtherStack, other_stacks};
+pub use mixing::Mixing;
 pub use region::{Reach, descendants, state_dependent};
 pub use stream::{Event, Stream, find_stream};
-pub use transfer::Transfer;
+pub use transfer::{Matrix, Transfer};

@@ -7,12 +7,13 @@
 //!
 //! A *join* adds a branch to the state that the branch was computed from. A *map* changes the state on
 //! the skip path without a branch: a cast, a scale by a constant, a rounding to integers and back, a mix with
-//! a side input, or, in post-norm models, the normalisation. The stream is found in one walk in order of evaluation: every
-//! value keeps the best way that leads to it.
+//! a side input, in post-norm models the normalisation, in hyper-connections the mixing of the streams. The
+//! stream is found in one walk in order of evaluation: every value keeps the best way that leads to it.
 
 use std::collections::{BinaryHeap, HashSet};
 
 use super::chain::Stopped;
+use super::mixing::Mixing;
 use crate::ir::{Binary, Graph, Node, NodeId, Op, Type, Unary, ValueId};
 
 /// One step of the stream, from a state to the next.
@@ -205,6 +206,9 @@ fn state_operands(graph: &Graph, node: &Node) -> Vec<(ValueId, Option<ValueId>)>
             quantised(graph, q).filter(fits).map(|x| (x, None)).into_iter().collect()
         }
         (Op::LayerNorm { .. } | Op::RmsNorm { .. }, Some(a), _) => vec![(a, None)],
+        (Op::MatMul | Op::Einsum { .. }, ..) => {
+            Mixing::of(graph, node).map(|m| (m.state, None)).into_iter().collect()
+        }
         (Op::Binary(Binary::Mul), Some(a), Some(b)) => {
             let both = [(a, Some(b)), (b, Some(a))];
             both.into_iter().filter(|(s, o)| fits(s) && o.is_some_and(constant) && !constant(*s)).collect()

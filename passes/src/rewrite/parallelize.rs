@@ -20,7 +20,7 @@ use super::driver::clean_up_exact;
 use super::escapes::{Escape, escapes, inner_states, own_inputs, own_outputs, replacements};
 use super::units::{Evaluated, PartialTaps, SegmentContext, Wanted, evaluate};
 use super::vectorize::{Batched, OwnInputs, VectorizeError};
-use crate::analysis::{Cache, Chain, Mismatch, Tap, Transfer, state_dependent};
+use crate::analysis::{Cache, Chain, Matrix, Mismatch, Tap, Transfer, state_dependent};
 use crate::ir::{
     Binary, Correction, CorrectionForm, Graph, GraphError, Invalid, Op, Tensor, ValueId, validate,
 };
@@ -128,7 +128,7 @@ struct Rewrite<'a> {
 /// What stands for the Jacobian of each unit.
 enum Surrogate {
     Identity { damping: f64 },
-    Scales { factors: Vec<f64>, damping: f64 },
+    Transfer { factors: Vec<Matrix>, damping: f64 },
     None,
 }
 
@@ -185,7 +185,7 @@ impl Rewrite<'_> {
         let surrogate = match surrogate {
             _ if p.units == 1 => "none",
             Surrogate::Identity { .. } => "identity",
-            Surrogate::Scales { .. } => "transfer",
+            Surrogate::Transfer { .. } => "transfer",
             Surrogate::None => "jacobi",
         };
         Ok(SegmentReport { segment: *p, units, batches: batches.into_values().collect(), surrogate })
@@ -201,47 +201,54 @@ impl Rewrite<'_> {
     /// Fusing is defined for skip paths that are affine in the state.
     fn refuse_unfusable(&self, layers: &[usize]) -> Result<(), VectorizeError> {
         for event in layers.iter().flat_map(|l| &self.chain.layers[*l].events) {
-            if let Transfer::Other(what) = Transfer::of(&self.graph, event)
-                && what != "a factor per feature"
-            {
-                let reason = format!("layers cannot be fused: {what} lies on the skip path");
-                return Err(Mismatch::at_value(&self.graph, event.output(), reason).into());
-            }
+            let what = match Transfer::of(&self.graph, event) {
+                Transfer::Other("a factor per feature") => continue,
+                Transfer::Other(what) => what,
+                Transfer::Mixing(_) | Transfer::TokenMixing => "a mixing of streams",
+                Transfer::Identity | Transfer::Scale(_) => continue,
+            };
+            let reason = format!("layers cannot be fused: {what} lies on the skip path");
+            return Err(Mismatch::at_value(&self.graph, event.output(), reason).into());
         }
         Ok(())
     }
 
     fn surrogate(&self, p: &Parallel, units: &[Vec<usize>]) -> Result<Surrogate, VectorizeError> {
         let damping = 1.0 - p.elk;
-        match p.surrogate {
-            SurrogateChoice::Auto | SurrogateChoice::Identity => Ok(Surrogate::Identity { damping }),
-            SurrogateChoice::Jacobi => Ok(Surrogate::None),
-            SurrogateChoice::Transfer => {
-                let mut factors = Vec::with_capacity(units.len());
-                for unit in units {
-                    factors.push(self.unit_factor(unit)?);
-                }
-                Ok(Surrogate::Scales { factors, damping })
-            }
+        let transfer = match p.surrogate {
+            SurrogateChoice::Auto => self.chain.streams.count > 1,
+            SurrogateChoice::Identity => false,
+            SurrogateChoice::Transfer => true,
+            SurrogateChoice::Jacobi => return Ok(Surrogate::None),
+        };
+        if !transfer {
+            return Ok(Surrogate::Identity { damping });
         }
+        let mut factors = Vec::with_capacity(units.len());
+        for unit in units {
+            factors.push(self.unit_factor(unit)?);
+        }
+        Ok(Surrogate::Transfer { factors, damping })
     }
 
     /// The product over the skip path's maps of the mean over the unit's layers.
-    fn unit_factor(&self, unit: &[usize]) -> Result<f64, VectorizeError> {
+    fn unit_factor(&self, unit: &[usize]) -> Result<Matrix, VectorizeError> {
         let events = self.chain.layers[unit[0]].events.len();
-        let mut product = 1.0;
+        let streams = self.chain.streams.count;
+        let mut product = Matrix::diagonal(streams, 1.0);
         for e in 0..events {
-            let mut sum = 0.0;
+            let mut sum = Matrix::diagonal(streams, 0.0);
             for layer in unit {
                 let Some(event) = self.chain.layers[*layer].events.get(e) else { continue };
                 let transfer = Transfer::of(&self.graph, event);
                 let refuse = || {
-                    let reason = "surrogate=transfer needs a skip path that scales the state by a constant";
+                    let reason = "surrogate=transfer needs a skip path that scales the state by a constant, \
+                                  or mixes its streams by a constant matrix";
                     Mismatch::at_value(&self.graph, event.output(), reason)
                 };
-                sum += transfer.scale().ok_or_else(refuse)?;
+                sum = sum.plus(&transfer.matrix(streams).ok_or_else(refuse)?);
             }
-            product *= sum / unit.len() as f64;
+            product = sum.scaled(1.0 / unit.len() as f64).times(&product);
         }
         Ok(product)
     }
@@ -410,37 +417,47 @@ impl Solver<'_> {
                 return if last_only { self.row(graph, f, self.count() - 1) } else { Ok(f) };
             }
             Surrogate::Identity { damping } if *damping == 1.0 => None,
-            Surrogate::Identity { damping } => Some(recurrence(&vec![1.0; self.count()], *damping)),
-            Surrogate::Scales { factors, damping } => Some(recurrence(factors, *damping)),
+            Surrogate::Identity { damping } => {
+                Some(recurrence(&vec![Matrix::diagonal(1, 1.0); self.count()], *damping))
+            }
+            Surrogate::Transfer { factors, damping } => Some(recurrence(factors, *damping)),
         };
         let Some(matrix) = matrix else {
             let op = Op::Correction(Correction { form: CorrectionForm::Prefix, last_only });
             return Ok(graph.add_named("identity_newton", op, &[f, s])?);
         };
-        let n = self.count();
+        let n = matrix.len().isqrt();
         let tensor =
             Tensor::from_vec(vec![n, n], matrix).map_err(|e| Mismatch::at_value(graph, f, e.to_string()))?;
         let mut t = graph.constant(tensor);
         if let Some(to) = graph.ty(f).map(|t| t.dtype).filter(|d| *d != crate::ir::DType::F32) {
             t = graph.add(Op::Cast { to }, &[t])?;
         }
-        let form = CorrectionForm::Linear { streams: 1, stream_axis: 0 };
+        let form = match (n / self.count(), self.context.chain.streams) {
+            (1, _) => CorrectionForm::Linear { streams: 1, stream_axis: 0 },
+            (count, streams) => {
+                CorrectionForm::Linear { streams: count as u32, stream_axis: streams.axis as u32 + 1 }
+            }
+        };
         let op = Op::Correction(Correction { form, last_only });
         Ok(graph.add_named("linear_newton", op, &[f, s, t])?)
     }
 }
 
-/// `T` of METHOD §1: `T[j, i] = a^{j-i} A_j ··· A_{i+1}` for `i ≤ j`, row-major `[C, C]`.
-fn recurrence(factors: &[f64], damping: f64) -> Vec<f32> {
-    let n = factors.len();
+/// `T` of METHOD §1: blocks `T[j, i] = a^{j-i} A_j ··· A_{i+1}` for `i ≤ j`, row-major `[C·S, C·S]`.
+fn recurrence(factors: &[Matrix], damping: f64) -> Vec<f32> {
+    let streams = factors.first().map_or(1, Matrix::size);
+    let n = factors.len() * streams;
     let mut t = vec![0f32; n * n];
-    for i in 0..n {
-        let mut product = 1.0;
-        for j in i..n {
+    for i in 0..factors.len() {
+        let mut product = Matrix::diagonal(streams, 1.0);
+        for j in i..factors.len() {
             if j > i {
-                product *= damping * factors[j];
+                product = factors[j].times(&product).scaled(damping);
             }
-            t[j * n + i] = product as f32;
+            for (at, x) in product.data().iter().enumerate() {
+                t[(j * streams + at / streams) * n + i * streams + at % streams] = *x as f32;
+            }
         }
     }
     t

@@ -43,7 +43,7 @@ fn check(spec: &Spec, chain: &Chain) -> Result<(), String> {
     equal("side inputs", format!("{found:?}"), format!("{:?}", sides(spec)))?;
     equal("kind", chain.kind.to_string(), kind(spec).to_string())?;
     equal("hidden", chain.hidden.to_string(), Dim::from(spec.hidden).to_string())?;
-    equal("streams", chain.streams.to_string(), "1".into())
+    equal("streams", chain.streams.count.to_string(), "1".into())
 }
 
 fn classes(spec: &Spec) -> Vec<Vec<usize>> {

@@ -15,6 +15,7 @@ mod build;
 mod caches;
 mod chain;
 mod correction;
+mod hyper;
 mod plans;
 mod reference;
 mod sharing;
