@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::cache::{Cache, caches};
 use super::kind::{Mixing, kind_of, mixing};
 use super::lockstep::{describe, same_class};
-use super::mixing::Mixing;
 use super::region::{Reach, region, state_dependent};
 use super::stream::{Event, find_stream};
 use super::transfer::Transfer;
@@ -109,6 +108,8 @@ pub struct Streams {
     pub count: usize,
     /// Axis of the state that they lie along, when there are several.
     pub axis: usize,
+    /// Axes of the state that are neither streams nor features.
+    pub tokens: usize,
 }
 
 /// The chain of layers of a model.
@@ -250,14 +251,14 @@ pub(super) fn is_norm(graph: &Graph, event: &Event) -> bool {
     graph.node(event.node()).is_some_and(|n| matches!(n.op, Op::LayerNorm { .. } | Op::RmsNorm { .. }))
 }
 
-/// How the event mixes streams, if it does.
-pub(super) fn mixing(graph: &Graph, event: &Event) -> Option<Mixing> {
-    event.branch().is_none().then(|| graph.node(event.node())).flatten().and_then(|n| Mixing::of(graph, n))
-}
-
 fn streams(graph: &Graph, layers: &[Layer]) -> Streams {
-    let mut mixings = layers.iter().flat_map(|l| &l.events).filter_map(|e| mixing(graph, e));
-    mixings.next().map_or(Streams { count: 1, axis: 0 }, |m| Streams { count: m.streams, axis: m.axis })
+    let rank = layers.first().and_then(|l| graph.shape(l.input)).map_or(0, <[Dim]>::len);
+    let mut mixings = layers.iter().flat_map(|l| &l.events).filter_map(|e| e.mixing(graph));
+    mixings.next().map_or(Streams { count: 1, axis: 0, tokens: rank.saturating_sub(1) }, |m| Streams {
+        count: m.streams,
+        axis: m.axis,
+        tokens: rank.saturating_sub(2),
+    })
 }
 
 /// Whether `branch` is computed from `state`; the search does not go behind `older`.

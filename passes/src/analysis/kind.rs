@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use super::chain::{Layer, is_norm, mixing};
+use super::chain::{Layer, is_norm};
 use super::region::{Reach, region};
 use super::stream::Event;
 use crate::ir::{Graph, Node, NodeId, Op, Unary, ValueId};
@@ -128,7 +128,7 @@ fn is_weight(graph: &Graph, mut v: ValueId) -> bool {
 /// embedding already gave.
 pub(super) fn kind_of(graph: &Graph, layers: &[Layer], states: &HashSet<ValueId>, reach: &Reach) -> Kind {
     let Some(layer) = layers.get(1).or(layers.first()) else { return Kind::Other };
-    if layer.events.iter().any(|e| mixing(graph, e).is_some()) {
+    if layer.events.iter().any(|e| e.mixing(graph).is_some()) {
         return Kind::HyperConnection;
     }
     if layer.events.iter().any(|e| is_norm(graph, e)) {

@@ -63,6 +63,14 @@ impl Event {
         }
     }
 
+    /// How the event mixes the streams of the state, if it does.
+    pub fn mixing(&self, graph: &Graph) -> Option<Mixing> {
+        match self {
+            Event::Map { node, .. } => Mixing::of(graph, graph.node(*node)?),
+            Event::Join { .. } => None,
+        }
+    }
+
     /// What is added, for a join.
     pub fn branch(&self) -> Option<ValueId> {
         match self {

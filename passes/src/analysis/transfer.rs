@@ -4,7 +4,6 @@
 //! the state is scaled, an S×S matrix where streams are mixed. Each map on the skip path contributes
 //! one factor; joins contribute none.
 
-use super::mixing::Mixing;
 use super::stream::Event;
 use crate::ir::{Binary, Graph, Op, Unary};
 
@@ -71,7 +70,7 @@ impl Transfer {
     pub fn of(graph: &Graph, event: &Event) -> Transfer {
         let Event::Map { node, .. } = event else { return Transfer::Identity };
         let Some(node) = graph.node(*node) else { return Transfer::Identity };
-        if let Some(mixing) = Mixing::of(graph, node) {
+        if let Some(mixing) = event.mixing(graph) {
             return match mixing.constant(graph) {
                 Some(data) => Transfer::Mixing(Matrix { size: mixing.streams, data }),
                 None => Transfer::TokenMixing,

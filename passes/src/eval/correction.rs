@@ -35,6 +35,11 @@ pub(super) fn correction(op: &Correction, f: &Tensor, s: &Tensor, t: Option<&Ten
                 }
                 linear::<T>(&values, *units, a, &load::<T>(t)?, estimate)
             }
+            CorrectionForm::Scan { stream_axis } => {
+                let a = t.ok_or_else(|| bad("the Correction by a scan lacks its matrices"))?;
+                let layout = Tokens::of(f.shape(), stream_axis, a.shape())?;
+                scan::<T>(&values, *units, layout, &load::<T>(a)?, estimate)
+            }
         };
         if op.last_only {
             return store(f.dtype(), unit_shape.to_vec(), out.split_off((units - 1) * size));
@@ -91,6 +96,58 @@ fn linear<'a, T: Real>(
                 sum = sum + *factor * (f[source * size + from] - estimate(source)[from]);
             }
             out[unit * size + at] = sum;
+        }
+    }
+    out
+}
+
+/// A state seen as `[outer, streams, middle, features]`; tokens are `outer · middle`.
+#[derive(Clone, Copy)]
+struct Tokens {
+    streams: usize,
+    middle: usize,
+    features: usize,
+}
+
+impl Tokens {
+    fn of(f: &[usize], stream_axis: u32, a: &[usize]) -> Result<Self> {
+        let axis = stream_axis as usize;
+        if axis == 0 || axis + 1 >= f.len() {
+            return Err(bad(format!("axis {axis} of {f:?} cannot hold streams")));
+        }
+        let mut wanted = f[..f.len() - 1].to_vec();
+        let streams = wanted.remove(axis);
+        wanted.extend([streams, streams]);
+        if a != wanted {
+            return Err(bad(format!("the matrices of the Correction are {a:?}, expected {wanted:?}")));
+        }
+        Ok(Tokens { streams, middle: product(&f[axis + 1..f.len() - 1]), features: f[f.len() - 1] })
+    }
+}
+
+/// `s'_j = f_j + a_j (s'_{j-1} - s_{j-1})`, with one matrix for each unit and token.
+fn scan<'a, T: Real>(
+    f: &[T],
+    units: usize,
+    Tokens { streams, middle, features }: Tokens,
+    a: &[T],
+    estimate: impl Fn(usize) -> &'a [T],
+) -> Vec<T> {
+    let size = f.len() / units;
+    let matrices = a.len() / units;
+    let inner = middle * features;
+    let mut out = f.to_vec();
+    for unit in 1..units {
+        let (before, now) = out.split_at_mut(unit * size);
+        let (before, old) = (&before[(unit - 1) * size..], estimate(unit - 1));
+        for (at, x) in now[..size].iter_mut().enumerate() {
+            let (outer, to, rest) = (at / inner / streams, at / inner % streams, at % inner);
+            let token = outer * middle + rest / features;
+            for from in 0..streams {
+                let source = (outer * streams + from) * inner + rest;
+                let factor = a[unit * matrices + (token * streams + to) * streams + from];
+                *x = *x + factor * (before[source] - old[source]);
+            }
         }
     }
     out
@@ -192,6 +249,26 @@ mod tests {
             let expected = recurrence(&f.to_f64(), estimate, &a, rows, streams);
             let form = CorrectionForm::Linear { streams: streams as u32, stream_axis: 2 };
             check(Correction { form, last_only: false }, &f, &s, Some(&transfers(&a, streams)), &expected);
+        }
+    }
+
+    proptest! {
+        /// With the same matrix for every token the scan is the linear form.
+        #[test]
+        fn scan_of_constant_matrices_is_linear(
+            units in 1usize..5, tokens in 1usize..4, streams in 1usize..4, first: bool, seed: u32,
+        ) {
+            let (shape, axis) = if first { ([units, streams, tokens, 2], 1) } else { ([units, tokens, streams, 2], 2) };
+            let (f, s) = (tensor(&shape, seed), tensor(&shape, !seed));
+            let a: Vec<Vec<f64>> = (0..units).map(|l| tensor(&[streams * streams], seed ^ l as u32).to_f64()).collect();
+            let rows: Vec<f64> = a.iter().flat_map(|m| m.repeat(tokens)).collect();
+            let matrices = Tensor::from_vec(vec![units, tokens, streams, streams], rows).unwrap();
+            let form = CorrectionForm::Linear { streams: streams as u32, stream_axis: axis };
+            let t = transfers(&a, streams);
+            let t = if streams > 1 { t } else { Tensor::from_vec(vec![units, units], t.to_f64()).unwrap() };
+            let expected = correction(&Correction { form, last_only: false }, &f, &s, Some(&t)).unwrap();
+            let form = CorrectionForm::Scan { stream_axis: axis };
+            check(Correction { form, last_only: false }, &f, &s, Some(&matrices), &expected.to_f64());
         }
     }
 

@@ -168,12 +168,12 @@ pub(super) fn rotary(cx: &mut Context<'_, '_>, rotary: &Rotary) -> Result<Inferr
     Ok(Inferred::new(ty.dtype, ty.shape.clone()))
 }
 
-/// `f [C, ..], s, t?`: the corrected estimates, or the last one.
+/// `f [C, ..], s, matrices?`: the corrected estimates, or the last one.
 pub(super) fn correction(cx: &mut Context<'_, '_>, correction: &Correction) -> Result<Inferred, InferError> {
     let (f, s) = (cx.ty(0, "f")?, cx.ty(1, "s")?);
     let t = match correction.form {
         CorrectionForm::Prefix => None,
-        CorrectionForm::Linear { .. } => cx.ty(2, "t")?,
+        CorrectionForm::Linear { .. } | CorrectionForm::Scan { .. } => cx.ty(2, "t")?,
     };
     let Some(f) = f else { return Ok(Inferred::unknown()) };
     let Some((units, unit_shape)) = f.shape.split_first() else { return fail("f has rank 0") };
@@ -193,6 +193,20 @@ pub(super) fn correction(cx: &mut Context<'_, '_>, correction: &Correction) -> R
             let side = units.clone() * Dim::from(i64::from(streams.max(1)));
             if t.rank() != 2 || !t.shape.iter().all(|d| may_equal(d, &side)) {
                 return fail(format!("t is {:?}, not [{side}, {side}]", t.shape));
+            }
+        }
+    }
+    if let CorrectionForm::Scan { stream_axis } = correction.form {
+        let axis = usize::try_from(stream_axis).unwrap_or(usize::MAX);
+        if axis == 0 || axis + 1 >= f.rank() {
+            return fail(format!("streams cannot lie along axis {stream_axis} of {:?}", f.shape));
+        }
+        if let Some(a) = t {
+            let mut wanted = f.shape[..f.rank() - 1].to_vec();
+            let streams = wanted.remove(axis);
+            wanted.extend([streams.clone(), streams]);
+            if a.rank() != wanted.len() || !a.shape.iter().zip(&wanted).all(|(x, y)| may_equal(x, y)) {
+                return fail(format!("the matrices are {:?}, not {wanted:?}", a.shape));
             }
         }
     }

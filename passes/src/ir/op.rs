@@ -213,8 +213,8 @@ pub struct Rotary {
 /// A Newton correction over a segment's `C` units (METHOD §1).
 ///
 /// Operands: `f [C, ..]` the units' evaluations, `s [C, ..]` the old estimates of the units' outputs
-/// (or one without the unit axis, shared by all units), and for [`CorrectionForm::Linear`] the matrix
-/// `t`. Result: the corrected estimates `[C, ..]`, or the last one alone, without the unit axis.
+/// (or one without the unit axis, shared by all units), and for [`CorrectionForm::Linear`] and
+/// [`CorrectionForm::Scan`] matrices. Result: the corrected estimates `[C, ..]`, or the last one alone, without the unit axis.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Correction {
     /// How the recurrence is solved.
@@ -235,6 +235,13 @@ pub enum CorrectionForm {
         /// Number of residual streams (1: none).
         streams: u32,
         /// Axis of the streams in `f`.
+        stream_axis: u32,
+    },
+    /// Streams mixed by matrices of each unit and token: `s'_j = f_j + a_j (s'_{j-1} - s_{j-1})`, with
+    /// `s'_0 = s_0`. The states are `[.., S, .., D]`, the operand `a [C, tokens.., S, S]` has the states'
+    /// other axes as `tokens`; its first unit's matrices are of no account.
+    Scan {
+        /// Axis of the streams in `f`; neither the first nor the last.
         stream_axis: u32,
     },
 }

@@ -127,8 +127,17 @@ struct Rewrite<'a> {
 
 /// What stands for the Jacobian of each unit.
 enum Surrogate {
-    Identity { damping: f64 },
-    Transfer { factors: Vec<Matrix>, damping: f64 },
+    Identity {
+        damping: f64,
+    },
+    Transfer {
+        factors: Vec<Matrix>,
+        damping: f64,
+    },
+    /// Matrices that are computed for each token.
+    TokenMixing {
+        damping: f64,
+    },
     None,
 }
 
@@ -185,7 +194,7 @@ impl Rewrite<'_> {
         let surrogate = match surrogate {
             _ if p.units == 1 => "none",
             Surrogate::Identity { .. } => "identity",
-            Surrogate::Transfer { .. } => "transfer",
+            Surrogate::Transfer { .. } | Surrogate::TokenMixing { .. } => "transfer",
             Surrogate::None => "jacobi",
         };
         Ok(SegmentReport { segment: *p, units, batches: batches.into_values().collect(), surrogate })
@@ -223,6 +232,10 @@ impl Rewrite<'_> {
         };
         if !transfer {
             return Ok(Surrogate::Identity { damping });
+        }
+        let layers = || units.iter().flatten().map(|l| &self.chain.layers[*l]);
+        if layers().any(|l| l.transfer(&self.graph) == Transfer::TokenMixing) {
+            return Ok(Surrogate::TokenMixing { damping });
         }
         let mut factors = Vec::with_capacity(units.len());
         for unit in units {
@@ -313,12 +326,12 @@ impl Solver<'_> {
         }
         let mut old = match self.plan.init {
             Init::H0 => Estimates::Input,
-            Init::BatchForward => Estimates::Units(self.before_last(graph, input, 0)?),
+            Init::BatchForward => Estimates::Units(self.before_last(graph, input, 0)?.outputs),
         };
         for k in 1..self.plan.effective_iterations() {
             let input = self.unit_inputs(graph, old)?;
             let f = self.before_last(graph, input, k)?;
-            old = Estimates::Units(self.correct(graph, f, old, false)?);
+            old = Estimates::Units(self.correct(graph, &f, old, false)?);
         }
         let input = self.unit_inputs(graph, old)?;
         let out = self.last(graph, input, &partial)?;
@@ -334,7 +347,7 @@ impl Solver<'_> {
         graph: &mut Graph,
         input: Batched,
         iteration: usize,
-    ) -> Result<ValueId, VectorizeError> {
+    ) -> Result<Evaluated, VectorizeError> {
         let own = own_inputs(graph, self.caches, iteration);
         let kept: Vec<Escape> = self
             .escapes
@@ -342,10 +355,15 @@ impl Solver<'_> {
             .filter(|e| self.caches.iter().any(|c| c.output == e.value))
             .copied()
             .collect();
-        let wanted = Wanted { taps: &PartialTaps::new(), escapes: &kept, own: &own };
+        let transfers = self.mixes_tokens() && iteration > 0;
+        let wanted = Wanted { taps: &PartialTaps::new(), escapes: &kept, own: &own, transfers };
         let out = evaluate(graph, self.context, input, &wanted)?;
         own_outputs(graph, self.caches, &out.escaped, iteration)?;
-        Ok(out.outputs)
+        Ok(out)
+    }
+
+    fn mixes_tokens(&self) -> bool {
+        matches!(self.surrogate, Surrogate::TokenMixing { .. }) && self.count() > 1
     }
 
     /// The evaluation whose results leave the segment.
@@ -356,7 +374,8 @@ impl Solver<'_> {
         taps: &PartialTaps,
     ) -> Result<Evaluated, VectorizeError> {
         let own = OwnInputs::new(graph, HashMap::new());
-        evaluate(graph, self.context, input, &Wanted { taps, escapes: self.escapes, own: &own })
+        let transfers = self.mixes_tokens();
+        evaluate(graph, self.context, input, &Wanted { taps, escapes: self.escapes, own: &own, transfers })
     }
 
     /// What each unit reads: `h` for the first, the estimate of the unit before for the others.
@@ -377,9 +396,9 @@ impl Solver<'_> {
         old_output: ValueId,
     ) -> Result<Vec<(ValueId, ValueId)>, VectorizeError> {
         if places.is_empty() {
-            return Ok(vec![(old_output, self.correct(graph, out.outputs, old, true)?)]);
+            return Ok(vec![(old_output, self.correct(graph, out, old, true)?)]);
         }
-        let all = self.correct(graph, out.outputs, old, false)?;
+        let all = self.correct(graph, out, old, false)?;
         let mut replaced = Vec::new();
         for (value, unit, inside) in places {
             let mut new = self.row(graph, all, *unit)?;
@@ -404,10 +423,11 @@ impl Solver<'_> {
     fn correct(
         &self,
         graph: &mut Graph,
-        f: ValueId,
+        out: &Evaluated,
         old: Estimates,
         last_only: bool,
     ) -> Result<ValueId, VectorizeError> {
+        let f = out.outputs;
         let s = match old {
             Estimates::Input => self.input,
             Estimates::Units(s) => s,
@@ -421,6 +441,19 @@ impl Solver<'_> {
                 Some(recurrence(&vec![Matrix::diagonal(1, 1.0); self.count()], *damping))
             }
             Surrogate::Transfer { factors, damping } => Some(recurrence(factors, *damping)),
+            Surrogate::TokenMixing { damping } => {
+                let Some(mut a) = out.transfers else {
+                    return Err(Mismatch::at_value(graph, f, "the mixing of the streams is not known").into());
+                };
+                if *damping != 1.0 {
+                    let dtype = graph.ty(a).map_or(crate::ir::DType::F32, |t| t.dtype);
+                    let factor = graph.float_scalar(dtype, *damping);
+                    a = graph.add(Op::Binary(Binary::Mul), &[a, factor])?;
+                }
+                let form = CorrectionForm::Scan { stream_axis: self.context.chain.streams.axis as u32 + 1 };
+                let op = Op::Correction(Correction { form, last_only });
+                return Ok(graph.add_named("mixing_newton", op, &[f, s, a])?);
+            }
         };
         let Some(matrix) = matrix else {
             let op = Op::Correction(Correction { form: CorrectionForm::Prefix, last_only });

@@ -12,10 +12,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::batch;
 use super::class_lanes::{ClassLanes, Lane, take_rows};
 use super::escapes::Escape;
 use super::vectorize::{Batched, Lanes, OwnInputs, VectorizeError};
-use crate::analysis::{Chain, Event, Mismatch, Reach};
+use crate::analysis::{Chain, Event, Mismatch, Mixing, Reach, Transfer};
 use crate::ir::{Binary, Dim, Graph, Op, ValueId};
 
 /// What a parallel evaluation is told of its segment.
@@ -41,6 +42,8 @@ pub(super) struct Wanted<'a> {
     /// Values inside layers that are read from outside.
     pub escapes: &'a [Escape],
     pub own: &'a OwnInputs,
+    /// Whether the matrices that mix the streams of the units' states are wanted.
+    pub transfers: bool,
 }
 
 /// What an evaluation gives.
@@ -52,6 +55,8 @@ pub(super) struct Evaluated {
     /// The wanted values inside layers, as this evaluation has them; those that are missing do not depend
     /// on what is evaluated.
     pub escaped: HashMap<ValueId, ValueId>,
+    /// `[C, tokens.., S, S]`: what the skip path of each unit does to the streams of each token.
+    pub transfers: Option<ValueId>,
 }
 
 /// Evaluates every unit on `input` (one state for all, or `[C, ..]`).
@@ -72,17 +77,25 @@ pub(super) fn evaluate(
     let mut partial = BTreeMap::new();
     let mut escaped = HashMap::new();
     let mut pieces = Vec::new();
+    let mut transfers = Vec::new();
     for (_, units) in &groups {
         let state = select_units(graph, context, input, units)?;
         let mut group = Group::new(context, units.clone(), wanted.own);
         let out = group.run(graph, state, wanted.taps, &mut partial)?;
+        if wanted.transfers {
+            transfers.push((units.clone(), group.transfers(graph, out)?));
+        }
         for class in &group.classes {
             class.escaped(graph, wanted.escapes, &mut escaped)?;
         }
         pieces.push((units.clone(), out));
     }
     let outputs = assemble(graph, context.units.len(), pieces)?;
-    Ok(Evaluated { outputs, partial, escaped })
+    let transfers = match transfers.is_empty() {
+        true => None,
+        false => Some(assemble(graph, context.units.len(), transfers)?),
+    };
+    Ok(Evaluated { outputs, partial, escaped, transfers })
 }
 
 /// The events that all layers of a unit share.
@@ -241,6 +254,82 @@ impl<'a> Group<'a> {
         Ok(state)
     }
 
+    /// The product of the matrices on the skip path, each the mean over a unit's layers, for every unit and
+    /// token: `[units, tokens.., S, S]` (no unit axis for a single one).
+    fn transfers(&mut self, graph: &mut Graph, state: Batched) -> Result<Batched, VectorizeError> {
+        let streams = self.context.chain.streams;
+        let first = self.classes[0].members[0].layer;
+        let mut product: Option<Batched> = None;
+        for e in 0..self.context.chain.layers[first].events.len() {
+            let Some(factor) = self.transfer_of(graph, e)? else { continue };
+            product = Some(match product {
+                None => factor,
+                Some(before) => Batched {
+                    value: graph.add(Op::MatMul, &[factor.value, before.value])?,
+                    batched: factor.batched || before.batched,
+                },
+            });
+        }
+        let output = self.context.chain.layers[first].output;
+        let missing = || Mismatch::at_value(graph, output, "the streams of the layer are not mixed");
+        let product = product.ok_or_else(missing)?;
+        // Tokens that share a matrix get one each.
+        let mut dims = graph.shape(state.value).unwrap_or_default().to_vec();
+        dims.pop();
+        let lead = usize::from(state.batched);
+        if dims.len() <= streams.axis + lead {
+            return Err(Mismatch::at_value(graph, output, "the state has no axis of streams").into());
+        }
+        let size = dims.remove(streams.axis + lead);
+        dims.extend([size.clone(), size]);
+        if lead == 1 && !product.batched {
+            let row = batch::insert_axes(graph, product.value, 0, 1)?;
+            return expanded(graph, row, &dims).map(Batched::lanes);
+        }
+        if lead == 0 && product.batched {
+            return Err(Mismatch::at_value(graph, output, "units that share a state differ in mixing").into());
+        }
+        Ok(Batched { value: expanded(graph, product.value, &dims)?, batched: product.batched })
+    }
+
+    /// The matrices of event `e`, `[units, tokens.., S, S]`; `None` where it leaves the streams alone.
+    fn transfer_of(&mut self, graph: &mut Graph, e: usize) -> Result<Option<Batched>, VectorizeError> {
+        let mut sum: Option<Batched> = None;
+        for c in 0..self.classes.len() {
+            let layers: Vec<usize> = self.classes[c].members.iter().map(|l| l.layer).collect();
+            let events: Vec<Event> = layers.iter().map(|l| self.event(*l, e)).collect();
+            let mixings: Option<Vec<Mixing>> = events.iter().map(|event| event.mixing(graph)).collect();
+            let Some(mixings) = mixings else {
+                return match Transfer::of(graph, &events[0]) {
+                    Transfer::Identity => Ok(None),
+                    _ => {
+                        let reason = "surrogate=transfer needs a skip path that does nothing but mix streams";
+                        Err(Mismatch::at_value(graph, events[0].output(), reason).into())
+                    }
+                };
+            };
+            let tuple: Vec<ValueId> = mixings.iter().map(|m| m.matrix).collect();
+            let rank = graph.shape(tuple[0]).map_or(0, <[Dim]>::len);
+            let mut matrices = self.classes[c].lanes.vectorize_result(graph, &tuple)?;
+            let tokens = self.context.chain.streams.tokens;
+            let at = if matrices.batched { self.classes[c].lanes.prefix.len() } else { 0 };
+            matrices.value =
+                batch::insert_axes(graph, matrices.value, at, (tokens + 2).saturating_sub(rank))?;
+            if mixings[0].transposed {
+                let last = graph.shape(matrices.value).map_or(0, <[Dim]>::len).saturating_sub(1);
+                let perm = (0..last - 1).chain([last, last - 1]).collect();
+                matrices.value = graph.add(Op::Transpose { perm }, &[matrices.value])?;
+            }
+            let mean = 1.0 / self.fused as f64;
+            let reduced = self.classes[c].sum_per_unit(graph, matrices, self.units.len(), mean)?;
+            sum = Some(match sum {
+                None => reduced,
+                Some(sum) => add(graph, sum, reduced)?,
+            });
+        }
+        Ok(sum)
+    }
+
     fn event(&self, layer: usize, at: usize) -> Event {
         self.context.chain.layers[layer].events[at]
     }
@@ -300,6 +389,15 @@ impl<'a> Group<'a> {
         }
         Ok(mean.map_or(state, |m| m.value))
     }
+}
+
+/// The value broadcast to `dims`.
+fn expanded(graph: &mut Graph, v: ValueId, dims: &[Dim]) -> Result<ValueId, VectorizeError> {
+    if graph.shape(v) == Some(dims) {
+        return Ok(v);
+    }
+    let shape = graph.dims(dims)?;
+    Ok(graph.add(Op::Expand, &[v, shape])?)
 }
 
 fn add(graph: &mut Graph, a: Batched, b: Batched) -> Result<Batched, VectorizeError> {

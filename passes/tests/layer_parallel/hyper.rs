@@ -1,4 +1,4 @@
-//! Hyper-connections: streams mixed by constant matrices against METHOD's recurrence.
+//! Hyper-connections: streams mixed by matrices, constant or of each token, against METHOD's recurrence.
 //!
 //! The reference evaluates each layer alone, as a graph of its own, and does the Newton iterations as
 //! loops over vectors; it shares nothing with the rewrite but the evaluator.
@@ -27,6 +27,8 @@ enum Form {
 #[derive(Clone, Debug)]
 struct Spec {
     form: Form,
+    /// The matrices are computed from the state, for each token.
+    of_tokens: bool,
     layers: usize,
     streams: usize,
     batch: usize,
@@ -37,9 +39,11 @@ struct Spec {
 
 fn specs() -> impl Strategy<Value = Spec> {
     let form = prop_oneof![Just(Form::Product), Just(Form::Equation)];
-    (form, 2usize..=5, prop_oneof![Just(2usize), Just(4)], 1usize..=2, 1usize..=3, any::<u64>()).prop_map(
-        |(form, layers, streams, batch, seq, seed)| Spec {
+    let sizes = (2usize..=5, prop_oneof![Just(2usize), Just(4)], 1usize..=2, 1usize..=3);
+    (form, any::<bool>(), sizes, any::<u64>()).prop_map(
+        |(form, of_tokens, (layers, streams, batch, seq), seed)| Spec {
             form,
+            of_tokens,
             layers,
             streams,
             batch,
@@ -102,6 +106,8 @@ impl Spec {
 struct Build<'a> {
     spec: &'a Spec,
     graph: Graph,
+    /// The matrices of the tokens, in order.
+    matrices: Vec<ValueId>,
 }
 
 impl Build<'_> {
@@ -116,6 +122,32 @@ impl Build<'_> {
         self.graph.constant(tensor)
     }
 
+    /// The matrix of a connection: a constant, or for each token `[B, T, S, S]` from its state.
+    fn residual(&mut self, place: &str, x: ValueId) -> ValueId {
+        let (n, d) = (self.spec.streams, self.spec.width);
+        let base = Tensor::from_vec(vec![n, n], self.spec.residual(place)).expect("fits");
+        let base = self.graph.constant(base);
+        if !self.spec.of_tokens {
+            return base;
+        }
+        let (b, t) = (Dim::symbol("batch"), Dim::symbol("seq"));
+        let x = match self.spec.form {
+            Form::Product => x,
+            Form::Equation => self.op(Op::Transpose { perm: vec![0, 2, 1, 3] }, &[x]),
+        };
+        let flat = self.graph.dims(&[b.clone(), t.clone(), Dim::from(n * d)]).expect("dims");
+        let x = self.op(Op::Reshape { allow_zero: true }, &[x, flat]);
+        let x = self.op(Op::RmsNorm { axis: 2, epsilon: 0.01 }, &[x]);
+        let w = self.weights(&format!("{place}.phi"), &[n * d, n * n], 0.2);
+        let logits = self.op(Op::MatMul, &[x, w]);
+        let square = self.graph.dims(&[b, t, Dim::from(n), Dim::from(n)]).expect("dims");
+        let logits = self.op(Op::Reshape { allow_zero: true }, &[logits, square]);
+        let changed = self.op(Op::Binary(Binary::Add), &[base, logits]);
+        let h = self.op(Op::Softmax { axis: 2 }, &[changed]);
+        self.matrices.push(h);
+        h
+    }
+
     fn connection(
         &mut self,
         place: &str,
@@ -123,12 +155,12 @@ impl Build<'_> {
         branch: impl FnOnce(&mut Self, ValueId) -> ValueId,
     ) -> ValueId {
         let n = self.spec.streams;
-        let h = Tensor::from_vec(vec![n, n], self.spec.residual(place)).expect("fits");
-        let h = self.graph.constant(h);
         let axis = self.spec.stream_axis();
+        let h = self.residual(place, x);
+        let equation = if self.spec.of_tokens { "btij,bjtd->bitd" } else { "ij,bjtd->bitd" };
         let mixed = match self.spec.form {
             Form::Product => self.op(Op::MatMul, &[h, x]),
-            Form::Equation => self.op(Op::Einsum { equation: "ij,bjtd->bitd".into() }, &[h, x]),
+            Form::Equation => self.op(Op::Einsum { equation: equation.into() }, &[h, x]),
         };
         let mut per_stream = vec![1; 4 - axis];
         per_stream[0] = n;
@@ -167,7 +199,7 @@ impl Build<'_> {
 
     /// Layers `range` from the input `x`; the last state is the output `y`.
     fn layers(spec: &Spec, range: std::ops::Range<usize>) -> Graph {
-        let mut build = Build { spec, graph: Graph::new("hyper") };
+        let mut build = Build { spec, graph: Graph::new("hyper"), matrices: vec![] };
         let mut x = build.graph.add_input("x", Type::new(DType::F64, spec.state_dims()));
         for l in range {
             x = build.layer(l, x);
@@ -175,26 +207,48 @@ impl Build<'_> {
         build.graph.add_output("y", x);
         build.graph
     }
+
+    /// One layer with the matrices of the tokens as further outputs.
+    fn layer_alone(spec: &Spec, l: usize) -> Graph {
+        let mut build = Build { spec, graph: Graph::new("layer"), matrices: vec![] };
+        let x = build.graph.add_input("x", Type::new(DType::F64, spec.state_dims()));
+        let y = build.layer(l, x);
+        build.graph.add_output("y", y);
+        for (i, h) in build.matrices.clone().into_iter().enumerate() {
+            build.graph.add_output(&format!("h{i}"), h);
+        }
+        build.graph
+    }
+}
+
+fn evaluate_all(spec: &Spec, graph: &Graph, x: &[f64]) -> Vec<Vec<f64>> {
+    let tensor = Tensor::from_vec(spec.state_shape(), x.to_vec()).expect("fits");
+    let by_id = BTreeMap::from([(graph.inputs()[0], tensor)]);
+    eval_graph(graph, &by_id).expect("evaluates").iter().map(Tensor::to_f64).collect()
 }
 
 fn evaluate(spec: &Spec, graph: &Graph, x: &[f64]) -> Vec<f64> {
-    let tensor = Tensor::from_vec(spec.state_shape(), x.to_vec()).expect("fits");
-    let by_id = BTreeMap::from([(graph.inputs()[0], tensor)]);
-    eval_graph(graph, &by_id).expect("evaluates").remove(0).to_f64()
+    evaluate_all(spec, graph, x).remove(0)
 }
 
-/// `A_l · delta` over the stream axis, with `A_l = H_mlp · H_attention`.
-fn transferred(spec: &Spec, l: usize, delta: &[f64]) -> Vec<f64> {
+/// `A_l · delta` over the stream axis, with `A_l = H_mlp · H_attention`, where the two matrices are those of
+/// all tokens or `[B, T, S, S]`.
+fn transferred(spec: &Spec, matrices: &[Vec<f64>], delta: &[f64]) -> Vec<f64> {
     let shape = spec.state_shape();
     let n = spec.streams;
     let inner: usize = shape[spec.stream_axis() + 1..].iter().product();
     let mut x = delta.to_vec();
-    for what in ["attention", "mlp"] {
-        let h = spec.residual(&format!("{l}.{what}"));
+    for h in matrices {
         x = (0..x.len())
             .map(|i| {
                 let (outer, to, rest) = (i / inner / n, i / inner % n, i % inner);
-                (0..n).map(|from| h[to * n + from] * x[(outer * n + from) * inner + rest]).sum()
+                let token = match (h.len() == n * n, spec.form) {
+                    (true, _) => 0,
+                    (_, Form::Product) => outer,
+                    (_, Form::Equation) => outer * spec.seq + rest / spec.width,
+                };
+                let row = &h[(token * n + to) * n..][..n];
+                (0..n).map(|from| row[from] * x[(outer * n + from) * inner + rest]).sum()
             })
             .collect();
     }
@@ -203,8 +257,9 @@ fn transferred(spec: &Spec, l: usize, delta: &[f64]) -> Vec<f64> {
 
 /// METHOD §1 on the layers `first..` as units of one layer.
 fn reference(spec: &Spec, p: &Parallel, first: usize, x: &[f64]) -> Vec<f64> {
-    let layer: Vec<Graph> = (0..spec.layers).map(|l| Build::layers(spec, l..l + 1)).collect();
+    let layer: Vec<Graph> = (0..spec.layers).map(|l| Build::layer_alone(spec, l)).collect();
     let run = |l: usize, x: &[f64]| evaluate(spec, &layer[l], x);
+    let constant = |l: usize| ["attention", "mlp"].map(|what| spec.residual(&format!("{l}.{what}"))).to_vec();
     let h = (0..first).fold(x.to_vec(), |x, l| run(l, &x));
     let mut s = vec![h.clone()];
     for j in 0..p.units {
@@ -218,7 +273,12 @@ fn reference(spec: &Spec, p: &Parallel, first: usize, x: &[f64]) -> Vec<f64> {
             let moved = match p.surrogate {
                 SurrogateChoice::Identity => moved,
                 SurrogateChoice::Jacobi => vec![0.0; moved.len()],
-                _ => transferred(spec, first + j - 1, &moved),
+                _ => {
+                    let l = first + j - 1;
+                    let computed = evaluate_all(spec, &layer[l], &s[j - 1]).split_off(1);
+                    let matrices = if spec.of_tokens { computed } else { constant(l) };
+                    transferred(spec, &matrices, &moved)
+                }
             };
             new.push(f[j - 1].iter().zip(moved).map(|(f, m)| f + (1.0 - p.elk) * m).collect());
         }
@@ -260,14 +320,17 @@ fn streams_are_found_with_their_mixing() {
         prop_assert_eq!(chain.classes.len(), 1);
         let n = spec.streams;
         for (l, layer) in chain.layers.iter().enumerate() {
-            let Transfer::Mixing(m) = layer.transfer(&graph) else {
-                return Err(TestCaseError::fail("no mixing"));
+            let m = match (layer.transfer(&graph), spec.of_tokens) {
+                (Transfer::Mixing(m), false) => m,
+                (Transfer::TokenMixing, true) => continue,
+                (other, _) => return Err(TestCaseError::fail(format!("{other:?}"))),
             };
             let unit = |from: usize| (0..n).map(|i| f64::from(u8::from(i == from))).collect::<Vec<_>>();
             let one = Spec { form: Form::Product, batch: 1, seq: 1, width: 1, ..spec.clone() };
+            let matrices = ["attention", "mlp"].map(|what| spec.residual(&format!("{l}.{what}")));
             for from in 0..n {
                 let column: Vec<f64> = (0..n).map(|to| m.data()[to * n + from]).collect();
-                close("transfer", &transferred(&one, l, &unit(from)), &column)?;
+                close("transfer", &transferred(&one, &matrices, &unit(from)), &column)?;
             }
         }
         Ok(())

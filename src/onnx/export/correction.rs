@@ -1,18 +1,20 @@
 //! Newton corrections as ONNX functions of domain `ai.snlp`.
 //!
-//! The name of a function says all there is to know of the operator: `IdentityNewton` (a prefix sum) or
-//! `LinearNewton` (a matrix over the unit axis), then `Last` where only the last unit's result is wanted,
-//! `Shared` where one old estimate serves all units, and for `S` streams at axis `A` of rank `R` the
-//! suffix `_S_R_A`. With `d = f - s` (broadcast over the units when shared) the bodies are
+//! The name of a function says all there is to know of the operator: `IdentityNewton` (a prefix sum),
+//! `LinearNewton` (a matrix over the unit axis) or `MixingNewton` (matrices of each unit and token), then
+//! `Last` where only the last unit's result is wanted, `Shared` where one old estimate serves all units,
+//! and for `S` streams at axis `A` of rank `R` the suffix `_S_R_A`; a `MixingNewton` has the number of
+//! units in the place of `S`. With `d = f - s` (broadcast over the units when shared) the bodies are
 //!
 //! ```text
 //!   IdentityNewton       d + exclusive cumsum(d) + s  =  f + exclusive cumsum(d)
 //!   IdentityNewtonLast   sum(d) + last s
 //!   LinearNewton         T·d + s
 //!   LinearNewtonLast     last rows of T·d + last s
+//!   MixingNewton         f_j + a_j (s'_{j-1} - s_{j-1}), unit after unit
 //! ```
 
-use snlp_passes::ir::{Correction, CorrectionForm, Tensor};
+use snlp_passes::ir::{Correction, CorrectionForm, Dim, Tensor};
 
 use super::Writer;
 use super::arithmetic::index;
@@ -32,6 +34,8 @@ struct Form {
     shared: bool,
     /// Rank of `f`; matters with streams only.
     rank: usize,
+    /// Units, where they are known.
+    units: Option<u32>,
 }
 
 impl Form {
@@ -39,12 +43,16 @@ impl Form {
         let base = match self.op.form {
             CorrectionForm::Prefix => "IdentityNewton",
             CorrectionForm::Linear { .. } => "LinearNewton",
+            CorrectionForm::Scan { .. } => "MixingNewton",
         };
         let last = if self.op.last_only { "Last" } else { "" };
         let shared = if self.shared { "Shared" } else { "" };
-        let streams = match self.streams() {
-            Some((streams, axis)) => format!("_{streams}_{}_{axis}", self.rank),
-            None => String::new(),
+        let streams = match (self.op.form, self.streams()) {
+            (CorrectionForm::Scan { stream_axis }, _) => {
+                format!("_{}_{}_{stream_axis}", self.units.unwrap_or(0), self.rank)
+            }
+            (_, Some((streams, axis))) => format!("_{streams}_{}_{axis}", self.rank),
+            (_, None) => String::new(),
         };
         format!("{base}{last}{shared}{streams}")
     }
@@ -62,10 +70,9 @@ impl Form {
 /// The correction that a function of this name computes; the reverse of [`Form::name`].
 pub(crate) fn recognise(name: &str) -> Option<Correction> {
     let (head, numbers) = name.split_once('_').map_or((name, None), |(head, rest)| (head, Some(rest)));
-    let (rest, linear) = match head.strip_prefix("IdentityNewton") {
-        Some(rest) => (rest, false),
-        None => (head.strip_prefix("LinearNewton")?, true),
-    };
+    let base =
+        ["IdentityNewton", "LinearNewton", "MixingNewton"].into_iter().find(|b| head.starts_with(b))?;
+    let rest = &head[base.len()..];
     let rest = rest.strip_suffix("Shared").unwrap_or(rest);
     let last_only = match rest {
         "" => false,
@@ -76,12 +83,13 @@ pub(crate) fn recognise(name: &str) -> Option<Correction> {
         Some(text) => text.split('_').map(|n| n.parse().ok()).collect::<Option<_>>()?,
         None => vec![],
     };
-    let form = match (linear, &numbers[..]) {
-        (false, []) => CorrectionForm::Prefix,
-        (true, []) => CorrectionForm::Linear { streams: 1, stream_axis: 1 },
-        (true, [streams, _, stream_axis]) => {
+    let form = match (base, &numbers[..]) {
+        ("IdentityNewton", []) => CorrectionForm::Prefix,
+        ("LinearNewton", []) => CorrectionForm::Linear { streams: 1, stream_axis: 1 },
+        ("LinearNewton", [streams, _, stream_axis]) => {
             CorrectionForm::Linear { streams: *streams, stream_axis: *stream_axis }
         }
+        ("MixingNewton", [_, _, stream_axis]) => CorrectionForm::Scan { stream_axis: *stream_axis },
         _ => return None,
     };
     Some(Correction { form, last_only })
@@ -97,7 +105,11 @@ impl Writer<'_> {
         if f.dtype.size() == 2 && op.form == CorrectionForm::Prefix && !op.last_only {
             self.since(14, "CumSum of half precision")?;
         }
-        let form = Form { op: *op, shared: s.rank() < f.rank(), rank: f.rank() };
+        let units = f.shape.first().and_then(Dim::known).and_then(|n| u32::try_from(n).ok());
+        if units.is_none() && matches!(op.form, CorrectionForm::Scan { .. }) {
+            return Err(OnnxError::unsupported("a correction of unknown many units cannot be written"));
+        }
+        let form = Form { op: *op, shared: s.rank() < f.rank(), rank: f.rank(), units };
         let body = Body::of(form, self.opset)?;
         let name = form.name();
         let opset = self.opset;
@@ -121,6 +133,11 @@ struct Body {
 impl Body {
     fn of(form: Form, opset: i64) -> Result<Self, OnnxError> {
         let mut body = Body { inputs: vec!["f".into(), "s".into()], nodes: vec![], opset };
+        if let CorrectionForm::Scan { stream_axis } = form.op.form {
+            body.inputs.push("a".into());
+            body.scan(form, stream_axis as usize)?;
+            return Ok(body);
+        }
         body.node("Sub", &["f", "s"], "d", vec![]);
         match form.op.form {
             CorrectionForm::Prefix if form.op.last_only => {
@@ -137,6 +154,7 @@ impl Body {
                 body.inputs.push("t".into());
                 body.linear(form)?;
             }
+            CorrectionForm::Scan { .. } => {}
         }
         Ok(body)
     }
@@ -228,6 +246,73 @@ impl Body {
         Ok(())
     }
 
+    /// The recurrence, unrolled over the units; states are `[tokens.., S, D]` to the products.
+    fn scan(&mut self, form: Form, axis: usize) -> Result<(), OnnxError> {
+        let misfit = || OnnxError::invalid(format!("the stream axis {axis} does not fit rank {}", form.rank));
+        let perm = mixed_perm(form.rank, axis).ok_or_else(misfit)?;
+        let straight = perm.iter().enumerate().all(|(i, p)| index(i) == *p);
+        let mut turned = |body: &mut Self, name: &str, to: String, perm: &[i64]| match straight {
+            true => name.to_string(),
+            false => {
+                body.node("Transpose", &[name], &to, vec![ints("perm", perm)]);
+                to
+            }
+        };
+        let units = form.units.unwrap_or(0);
+        let mut before: Option<String> = None;
+        let mut results = Vec::new();
+        for j in 0..units {
+            let at = |name: &str, unit: u32| format!("{name}_{unit}");
+            self.constant(&at("unit", j), &Tensor::scalar(i64::from(j)));
+            self.node("Gather", &["f", &at("unit", j)], &at("f", j), vec![int("axis", 0)]);
+            let f = turned(self, &at("f", j), at("turned_f", j), &perm);
+            let corrected = match &before {
+                None => f,
+                Some(before) => {
+                    let old = if form.shared {
+                        "s".to_string()
+                    } else {
+                        let unit = at("unit", j - 1);
+                        self.node("Gather", &["s", &unit], &at("s", j), vec![int("axis", 0)]);
+                        at("s", j)
+                    };
+                    let old = turned(self, &old, at("turned_s", j), &perm);
+                    self.node("Sub", &[before, &old], &at("delta", j), vec![]);
+                    self.node("Gather", &["a", &at("unit", j)], &at("a", j), vec![int("axis", 0)]);
+                    self.node("MatMul", &[&at("a", j), &at("delta", j)], &at("moved", j), vec![]);
+                    self.node("Add", &[&f, &at("moved", j)], &at("sum", j), vec![]);
+                    at("sum", j)
+                }
+            };
+            results.push(corrected.clone());
+            before = Some(corrected);
+        }
+        let mut back = vec![0i64; perm.len()];
+        for (to, from) in perm.iter().enumerate() {
+            back[usize::try_from(*from).unwrap_or(0)] = index(to);
+        }
+        if form.op.last_only {
+            let last = before.unwrap_or_default();
+            self.node("Transpose", &[&last], RESULT, vec![ints("perm", &back)]);
+            return Ok(());
+        }
+        self.constant("unit_axes", &Tensor::ints(&[0]));
+        let mut rows = Vec::new();
+        for (j, result) in results.iter().enumerate() {
+            let whole = turned(self, result, format!("back_{j}"), &back);
+            let row = format!("row_{j}");
+            if self.opset >= 13 {
+                self.node("Unsqueeze", &[&whole, "unit_axes"], &row, vec![]);
+            } else {
+                self.node("Unsqueeze", &[&whole], &row, vec![ints("axes", &[0])]);
+            }
+            rows.push(row);
+        }
+        let rows: Vec<&str> = rows.iter().map(String::as_str).collect();
+        self.node("Concat", &rows, RESULT, vec![int("axis", 0)]);
+        Ok(())
+    }
+
     fn function(self, name: &str, opset: i64) -> FunctionProto {
         FunctionProto {
             name: Some(name.into()),
@@ -259,6 +344,17 @@ fn stream_perms(rank: usize, axis: usize) -> Option<(Vec<i64>, Vec<i64>)> {
     Some((there.into_iter().map(index).collect(), back))
 }
 
+/// The permutation of a state (without the unit axis) that brings the streams, at `axis` of the units'
+/// states, beside the features.
+fn mixed_perm(rank: usize, axis: usize) -> Option<Vec<i64>> {
+    if axis == 0 || axis + 1 >= rank {
+        return None;
+    }
+    let mut perm: Vec<usize> = (0..rank - 1).filter(|a| *a != axis - 1).collect();
+    perm.insert(rank - 3, axis - 1);
+    Some(perm.into_iter().map(index).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,9 +367,10 @@ mod tests {
                     CorrectionForm::Prefix,
                     CorrectionForm::Linear { streams: 1, stream_axis: 1 },
                     CorrectionForm::Linear { streams: 4, stream_axis: 3 },
+                    CorrectionForm::Scan { stream_axis: 3 },
                 ] {
                     let op = Correction { form, last_only };
-                    assert_eq!(recognise(&Form { op, shared, rank: 5 }.name()), Some(op));
+                    assert_eq!(recognise(&Form { op, shared, rank: 5, units: Some(3) }.name()), Some(op));
                 }
             }
         }

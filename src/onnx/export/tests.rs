@@ -159,14 +159,16 @@ fn captured_names_follow_their_values() {
 fn corrected(op: Correction, shared: bool) -> (Graph, Vec<Tensor>) {
     let streams = match op.form {
         CorrectionForm::Linear { streams, .. } => streams as usize,
-        CorrectionForm::Prefix => 1,
+        CorrectionForm::Prefix | CorrectionForm::Scan { .. } => 1,
     };
     let shape = [3, 2, streams.max(2), 5];
     let s_shape = if shared { &shape[1..] } else { &shape[..] };
     let mut g = Graph::new("g");
     let mut inputs = vec![ramp(&shape, 0.3), ramp(s_shape, 1.7)];
-    if op.form != CorrectionForm::Prefix {
-        inputs.push(ramp(&[3 * streams, 3 * streams], 2.5));
+    match op.form {
+        CorrectionForm::Prefix => {}
+        CorrectionForm::Linear { .. } => inputs.push(ramp(&[3 * streams, 3 * streams], 2.5)),
+        CorrectionForm::Scan { .. } => inputs.push(ramp(&[3, 2, 2, 2], 2.5)),
     }
     let values: Vec<ValueId> = inputs
         .iter()
@@ -192,6 +194,8 @@ fn correction_functions_compute_the_correction() {
                 CorrectionForm::Prefix,
                 CorrectionForm::Linear { streams: 1, stream_axis: 1 },
                 CorrectionForm::Linear { streams: 4, stream_axis: 2 },
+                CorrectionForm::Scan { stream_axis: 2 },
+                CorrectionForm::Scan { stream_axis: 1 },
             ] {
                 for opset in [12, 17] {
                     let op = Correction { form, last_only };

@@ -18,6 +18,11 @@ pub(super) fn lower(
         return Ok(None);
     };
     let Some(units) = shape.first().and_then(Dim::known) else { return Ok(None) };
+    if let CorrectionForm::Scan { stream_axis } = correction.form {
+        let Some(a) = node.input(2) else { return Ok(None) };
+        let s = if s_rank == shape.len() { s } else { graph.add(Op::Unsqueeze { axes: vec![0] }, &[s])? };
+        return scan(graph, [f, s, a], units, stream_axis as usize, correction.last_only).map(Some);
+    }
     let d = graph.add(Op::Binary(Binary::Sub), &[f, s])?;
     let errors = match correction.form {
         CorrectionForm::Prefix if correction.last_only => {
@@ -31,6 +36,7 @@ pub(super) fn lower(
             let streams = (i64::from(streams.max(1)), stream_axis as usize);
             linear(graph, d, t, &shape, units, streams, correction.last_only)?
         }
+        CorrectionForm::Scan { .. } => return Ok(None),
     };
     let estimate = if correction.last_only && s_rank == shape.len() {
         let last = slice(graph, s, 0, (units - 1, units, 1))?;
@@ -39,6 +45,53 @@ pub(super) fn lower(
         s
     };
     graph.add(Op::Binary(Binary::Add), &[errors, estimate]).map(Some)
+}
+
+/// The recurrence, a product for each unit after the first: `s'_j = f_j + a_j (s'_{j-1} - s_{j-1})`.
+fn scan(
+    graph: &mut Graph,
+    [f, s, a]: [ValueId; 3],
+    units: i64,
+    stream_axis: usize,
+    last_only: bool,
+) -> Result<ValueId, GraphError> {
+    let rank = graph.shape(f).map_or(0, <[Dim]>::len);
+    // Streams beside the features, as the product wants them.
+    let mut there: Vec<usize> = (0..rank).filter(|axis| *axis != stream_axis).collect();
+    there.insert(rank.saturating_sub(2), stream_axis);
+    let mut back = vec![0; rank];
+    for (to, from) in there.iter().enumerate() {
+        back[*from] = to;
+    }
+    let turned = there != back || there.iter().enumerate().any(|(i, p)| i != *p);
+    let turn = |graph: &mut Graph, v, perm: &[usize]| match turned {
+        true => graph.add(Op::Transpose { perm: perm.to_vec() }, &[v]),
+        false => Ok(v),
+    };
+    let (f, s) = (turn(graph, f, &there)?, turn(graph, s, &there)?);
+    let shared = graph.shape(s).and_then(<[Dim]>::first).is_some_and(|d| *d == Dim::ONE);
+    let mut results: Vec<ValueId> = Vec::new();
+    for j in 0..units {
+        let evaluated = slice(graph, f, 0, (j, j + 1, 1))?;
+        let corrected = match results.last() {
+            None => evaluated,
+            Some(before) => {
+                let old = if shared { s } else { slice(graph, s, 0, (j - 1, j, 1))? };
+                let delta = graph.add(Op::Binary(Binary::Sub), &[*before, old])?;
+                let matrix = slice(graph, a, 0, (j, j + 1, 1))?;
+                let moved = graph.add(Op::MatMul, &[matrix, delta])?;
+                graph.add(Op::Binary(Binary::Add), &[evaluated, moved])?
+            }
+        };
+        results.push(corrected);
+    }
+    let all = match (last_only, results.last()) {
+        (true, Some(last)) => *last,
+        _ if results.len() == 1 => results[0],
+        _ => graph.add(Op::Concat { axis: 0 }, &results)?,
+    };
+    let all = turn(graph, all, &back)?;
+    if last_only { graph.add(Op::Squeeze { axes: vec![0] }, &[all]) } else { Ok(all) }
 }
 
 /// `T·d` over units and streams.

@@ -147,6 +147,11 @@ fn corrections_become_sums() {
                 let g = one(linear, &[f.clone(), s.clone(), f32s(&[order, order])]);
                 assert_basic(&lowered(&g, &Dialect::basic()));
             }
+            for (stream_axis, matrices) in [(2, f32s(&[3, -1, 2, 2])), (1, f32s(&[3, 2, -1, -1]))] {
+                let scan = Correction { form: CorrectionForm::Scan { stream_axis }, last_only };
+                let g = one(Op::Correction(scan), &[f.clone(), s.clone(), matrices]);
+                assert_basic(&lowered(&g, &Dialect::basic()));
+            }
         }
     }
 }

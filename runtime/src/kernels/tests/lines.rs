@@ -319,6 +319,46 @@ fn corrections() {
 }
 
 #[test]
+fn scans_mix_the_streams_of_each_token() {
+    let Some(gpu) = gpu() else { return };
+    let mut random = Random::new(12);
+    let (c, t, n, d) = (3u32, 2u32, 4u32, 17u32);
+    // Streams after and before the tokens.
+    for (shape, axis) in [([c, t, n, d], 2u32), ([c, n, t, d], 1)] {
+        let f = dense(&shape, Scalar::F32);
+        let a = dense(&[c, t, n, n], Scalar::F32);
+        let size = (t * n * d) as usize;
+        let (fs, matrices) = (random.floats(c as usize * size), random.floats((c * t * n * n) as usize));
+        for (shared, last_only) in [(false, false), (false, true), (true, false), (true, true)] {
+            let ss = random.floats(if shared { size } else { c as usize * size });
+            let s = dense(if shared { &shape[1..] } else { &shape }, Scalar::F32);
+            let out = dense(if last_only { &shape[1..] } else { &shape }, Scalar::F32);
+            let at = |u: u32, t: u32, q: u32, i: u32| {
+                let place = if axis == 2 { [u, t, q, i] } else { [u, q, t, i] };
+                address(&f.view, &place)
+            };
+            let old = |i: usize| if shared { ss[i % size] } else { ss[i] };
+            let mut all = fs.clone();
+            for p in positions(&[c, t, n, d]).iter().filter(|p| p[0] > 0) {
+                let (u, t, q, i) = (p[0], p[1], p[2], p[3]);
+                for r in 0..n {
+                    let weight = matrices[(((u * 2 + t) * n + q) * n + r) as usize];
+                    let before = at(u - 1, t, r, i);
+                    all[at(u, t, q, i)] += weight * (all[before] - old(before));
+                }
+            }
+            let expected = if last_only { &all[(c as usize - 1) * size..] } else { &all[..] };
+            let form = CorrectionForm::Scan { stream_axis: axis };
+            let attributes = CorrectionAttributes { form, last_only };
+            let spec = Correction { f: &f, s: &s, t: Some(&a), out: &out, attributes };
+            let reads = [&bits(&fs)[..], &bits(&ss), &bits(&matrices)];
+            let words = gpu.run_one(&spec.launch(&limits()).unwrap(), &reads, expected.len());
+            close(&f32s(&words), expected, 1e-5, 1e-5);
+        }
+    }
+}
+
+#[test]
 fn results_may_be_strided() {
     let Some(gpu) = gpu() else { return };
     let x = dense(&[3, 4], Scalar::F32);
