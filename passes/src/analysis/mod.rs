@@ -7,6 +7,7 @@
 //!   cache    inputs that one layer reads and hands out again, grown
 //!   others   stacks of layers beside the chain, as an encoder before its decoder
 //!   mixing   S×S matrices on the streams of hyper-connections
+//!   connection  how a branch reads and writes streams
 //!   lockstep two layers compared node by node: the same class, or a reason why not
 //! ```
 //!
@@ -14,6 +15,7 @@
 
 mod cache;
 mod chain;
+mod connection;
 mod kind;
 mod lockstep;
 mod others;
@@ -24,6 +26,7 @@ mod transfer;
 
 pub use cache::Cache;
 pub use chain::{Chain, Class, Kind, Layer, SideInput, Stopped, Streams, Tap, find_chain};
+pub use connection::Connection;
 pub use lockstep::{Mismatch, same_class};
 pub use others::{OtherStack, other_stacks};
 pub use mixing::Mixing;

@@ -213,8 +213,7 @@ impl Rewrite<'_> {
             let what = match Transfer::of(&self.graph, event) {
                 Transfer::Other("a factor per feature") => continue,
                 Transfer::Other(what) => what,
-                Transfer::Mixing(_) | Transfer::TokenMixing => "a mixing of streams",
-                Transfer::Identity | Transfer::Scale(_) => continue,
+                _ => continue,
             };
             let reason = format!("layers cannot be fused: {what} lies on the skip path");
             return Err(Mismatch::at_value(&self.graph, event.output(), reason).into());

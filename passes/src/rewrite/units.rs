@@ -9,14 +9,16 @@
 //! ```
 //!
 //! The states of a group run along one leading axis, absent while all units still share one state.
+//! What differs for the streams of hyper-connections is in [`connections`].
+
+mod connections;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::batch;
 use super::class_lanes::{ClassLanes, Lane, take_rows};
 use super::escapes::Escape;
 use super::vectorize::{Batched, Lanes, OwnInputs, VectorizeError};
-use crate::analysis::{Chain, Event, Mismatch, Mixing, Reach, Transfer};
+use crate::analysis::{Chain, Event, Mismatch, Reach};
 use crate::ir::{Binary, Dim, Graph, Op, ValueId};
 
 /// What a parallel evaluation is told of its segment.
@@ -218,34 +220,23 @@ impl<'a> Group<'a> {
         }
         self.define_state(graph, 0, state)?;
         let events = self.context.chain.layers[self.classes[0].members[0].layer].events.len();
+        let connected = self.fused > 1 && self.context.chain.streams.count > 1;
         for e in 0..events {
             let is_join = self.event(self.classes[0].members[0].layer, e).branch().is_some();
-            let mut sum: Option<Batched> = None;
-            let scale = if !is_join || self.context.avg { 1.0 / self.fused as f64 } else { 1.0 };
-            for c in 0..self.classes.len() {
-                let result = self.evaluate_class(graph, c, e)?;
-                let class = &self.classes[c];
-                if is_join {
-                    for (unit, value) in &mut tapped {
-                        let keep = taps.get(&self.units[*unit]).copied().unwrap_or(self.fused);
-                        if let Some(part) = class.sum_of_unit(graph, result, *unit, keep, scale)? {
-                            *value = graph.add(Op::Binary(Binary::Add), &[*value, part])?;
-                        }
-                    }
-                }
-                let reduced = class.sum_per_unit(graph, result, self.units.len(), scale)?;
-                sum = Some(match sum {
-                    None => reduced,
-                    Some(sum) => add(graph, sum, reduced)?,
-                });
-            }
-            let Some(sum) = sum else { continue };
-            if !is_join {
+            state = if is_join && connected {
+                let sum = self.connected(graph, e, taps, &mut tapped)?;
+                add(graph, state, sum)?
+            } else if is_join {
+                let scale = self.share();
+                let (sum, results) = self.reduced(graph, &|event| event.branch(), e, scale)?;
+                self.add_parts(graph, &results, taps, &mut tapped, scale)?;
+                add(graph, state, sum)?
+            } else {
                 for (unit, value) in &mut tapped {
                     *value = self.map_alone(graph, *unit, e, *value)?;
                 }
-            }
-            state = if is_join { add(graph, state, sum)? } else { sum };
+                self.reduced(graph, &|event| Some(event.output()), e, 1.0 / self.fused as f64)?.0
+            };
             self.define_state(graph, e + 1, state)?;
         }
         for (unit, value) in tapped {
@@ -254,80 +245,57 @@ impl<'a> Group<'a> {
         Ok(state)
     }
 
-    /// The product of the matrices on the skip path, each the mean over a unit's layers, for every unit and
-    /// token: `[units, tokens.., S, S]` (no unit axis for a single one).
-    fn transfers(&mut self, graph: &mut Graph, state: Batched) -> Result<Batched, VectorizeError> {
-        let streams = self.context.chain.streams;
-        let first = self.classes[0].members[0].layer;
-        let mut product: Option<Batched> = None;
-        for e in 0..self.context.chain.layers[first].events.len() {
-            let Some(factor) = self.transfer_of(graph, e)? else { continue };
-            product = Some(match product {
-                None => factor,
-                Some(before) => Batched {
-                    value: graph.add(Op::MatMul, &[factor.value, before.value])?,
-                    batched: factor.batched || before.batched,
-                },
-            });
-        }
-        let output = self.context.chain.layers[first].output;
-        let missing = || Mismatch::at_value(graph, output, "the streams of the layer are not mixed");
-        let product = product.ok_or_else(missing)?;
-        // Tokens that share a matrix get one each.
-        let mut dims = graph.shape(state.value).unwrap_or_default().to_vec();
-        dims.pop();
-        let lead = usize::from(state.batched);
-        if dims.len() <= streams.axis + lead {
-            return Err(Mismatch::at_value(graph, output, "the state has no axis of streams").into());
-        }
-        let size = dims.remove(streams.axis + lead);
-        dims.extend([size.clone(), size]);
-        if lead == 1 && !product.batched {
-            let row = batch::insert_axes(graph, product.value, 0, 1)?;
-            return expanded(graph, row, &dims).map(Batched::lanes);
-        }
-        if lead == 0 && product.batched {
-            return Err(Mismatch::at_value(graph, output, "units that share a state differ in mixing").into());
-        }
-        Ok(Batched { value: expanded(graph, product.value, &dims)?, batched: product.batched })
+    /// The factor on what each fused layer adds.
+    fn share(&self) -> f64 {
+        if self.context.avg { 1.0 / self.fused as f64 } else { 1.0 }
     }
 
-    /// The matrices of event `e`, `[units, tokens.., S, S]`; `None` where it leaves the streams alone.
-    fn transfer_of(&mut self, graph: &mut Graph, e: usize) -> Result<Option<Batched>, VectorizeError> {
+    /// What `of` tells of event `e` of each layer, evaluated for each class, and `scale` times its sum over
+    /// each unit's layers.
+    fn reduced(
+        &mut self,
+        graph: &mut Graph,
+        of: &dyn Fn(Event) -> Option<ValueId>,
+        e: usize,
+        scale: f64,
+    ) -> Result<(Batched, Vec<Batched>), VectorizeError> {
         let mut sum: Option<Batched> = None;
+        let mut results = Vec::new();
         for c in 0..self.classes.len() {
-            let layers: Vec<usize> = self.classes[c].members.iter().map(|l| l.layer).collect();
-            let events: Vec<Event> = layers.iter().map(|l| self.event(*l, e)).collect();
-            let mixings: Option<Vec<Mixing>> = events.iter().map(|event| event.mixing(graph)).collect();
-            let Some(mixings) = mixings else {
-                return match Transfer::of(graph, &events[0]) {
-                    Transfer::Identity => Ok(None),
-                    _ => {
-                        let reason = "surrogate=transfer needs a skip path that does nothing but mix streams";
-                        Err(Mismatch::at_value(graph, events[0].output(), reason).into())
-                    }
-                };
-            };
-            let tuple: Vec<ValueId> = mixings.iter().map(|m| m.matrix).collect();
-            let rank = graph.shape(tuple[0]).map_or(0, <[Dim]>::len);
-            let mut matrices = self.classes[c].lanes.vectorize_result(graph, &tuple)?;
-            let tokens = self.context.chain.streams.tokens;
-            let at = if matrices.batched { self.classes[c].lanes.prefix.len() } else { 0 };
-            matrices.value =
-                batch::insert_axes(graph, matrices.value, at, (tokens + 2).saturating_sub(rank))?;
-            if mixings[0].transposed {
-                let last = graph.shape(matrices.value).map_or(0, <[Dim]>::len).saturating_sub(1);
-                let perm = (0..last - 1).chain([last, last - 1]).collect();
-                matrices.value = graph.add(Op::Transpose { perm }, &[matrices.value])?;
-            }
-            let mean = 1.0 / self.fused as f64;
-            let reduced = self.classes[c].sum_per_unit(graph, matrices, self.units.len(), mean)?;
+            let events = self.classes[c].members.iter().map(|l| self.event(l.layer, e));
+            let tuple: Vec<ValueId> = events.map(|event| of(event).unwrap_or(event.output())).collect();
+            let class = &mut self.classes[c];
+            let result = class.lanes.vectorize_result(graph, &tuple)?;
+            results.push(result);
+            let part = class.sum_per_unit(graph, result, self.units.len(), scale)?;
             sum = Some(match sum {
-                None => reduced,
-                Some(sum) => add(graph, sum, reduced)?,
+                None => part,
+                Some(sum) => add(graph, sum, part)?,
             });
         }
-        Ok(sum)
+        let output = self.context.chain.layers[self.classes[0].members[0].layer].output;
+        let sum = sum.ok_or_else(|| Mismatch::at_value(graph, output, "a unit without layers"))?;
+        Ok((sum, results))
+    }
+
+    /// Adds to each tapped value what the first layers of its unit contribute to `results`.
+    fn add_parts(
+        &self,
+        graph: &mut Graph,
+        results: &[Batched],
+        taps: &PartialTaps,
+        tapped: &mut BTreeMap<usize, ValueId>,
+        scale: f64,
+    ) -> Result<(), VectorizeError> {
+        for (unit, value) in tapped {
+            let keep = taps.get(&self.units[*unit]).copied().unwrap_or(self.fused);
+            for (class, result) in self.classes.iter().zip(results) {
+                if let Some(part) = class.sum_of_unit(graph, *result, *unit, keep, scale)? {
+                    *value = graph.add(Op::Binary(Binary::Add), &[*value, part])?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn event(&self, layer: usize, at: usize) -> Event {
@@ -351,18 +319,6 @@ impl<'a> Group<'a> {
             self.classes[c].lanes.define(tuple, value);
         }
         Ok(())
-    }
-
-    fn evaluate_class(&mut self, graph: &mut Graph, c: usize, e: usize) -> Result<Batched, VectorizeError> {
-        let tuple: Vec<ValueId> = self.classes[c]
-            .members
-            .iter()
-            .map(|l| {
-                let event = self.event(l.layer, e);
-                event.branch().unwrap_or(event.output())
-            })
-            .collect();
-        self.classes[c].lanes.vectorize_result(graph, &tuple)
     }
 
     /// A skip-path map applied to one unit's state alone: the mean over its layers.
@@ -389,15 +345,6 @@ impl<'a> Group<'a> {
         }
         Ok(mean.map_or(state, |m| m.value))
     }
-}
-
-/// The value broadcast to `dims`.
-fn expanded(graph: &mut Graph, v: ValueId, dims: &[Dim]) -> Result<ValueId, VectorizeError> {
-    if graph.shape(v) == Some(dims) {
-        return Ok(v);
-    }
-    let shape = graph.dims(dims)?;
-    Ok(graph.add(Op::Expand, &[v, shape])?)
 }
 
 fn add(graph: &mut Graph, a: Batched, b: Batched) -> Result<Batched, VectorizeError> {

@@ -1,7 +1,7 @@
 //! Hyper-connections: streams mixed by matrices, constant or of each token, against METHOD's recurrence.
 //!
-//! The reference evaluates each layer alone, as a graph of its own, and does the Newton iterations as
-//! loops over vectors; it shares nothing with the rewrite but the evaluator.
+//! The reference evaluates the pieces of each layer alone, as graphs of their own, and does the means, the
+//! sums and the Newton iterations as loops over vectors; it shares nothing with the rewrite but the evaluator.
 
 use std::collections::BTreeMap;
 
@@ -23,6 +23,8 @@ enum Form {
     /// `[B, S, T, D]`, `Einsum("ij,bjtd->bitd")`.
     Equation,
 }
+
+const SUB_BLOCKS: [&str; 2] = ["attention", "mlp"];
 
 #[derive(Clone, Debug)]
 struct Spec {
@@ -106,8 +108,6 @@ impl Spec {
 struct Build<'a> {
     spec: &'a Spec,
     graph: Graph,
-    /// The matrices of the tokens, in order.
-    matrices: Vec<ValueId>,
 }
 
 impl Build<'_> {
@@ -122,84 +122,115 @@ impl Build<'_> {
         self.graph.constant(tensor)
     }
 
-    /// The matrix of a connection: a constant, or for each token `[B, T, S, S]` from its state.
-    fn residual(&mut self, place: &str, x: ValueId) -> ValueId {
-        let (n, d) = (self.spec.streams, self.spec.width);
-        let base = Tensor::from_vec(vec![n, n], self.spec.residual(place)).expect("fits");
-        let base = self.graph.constant(base);
-        if !self.spec.of_tokens {
-            return base;
-        }
+    /// `n` numbers for each token `[B, T, n]`, from its state.
+    fn of_token(&mut self, place: &str, x: ValueId, n: usize) -> ValueId {
+        let width = self.spec.streams * self.spec.width;
         let (b, t) = (Dim::symbol("batch"), Dim::symbol("seq"));
         let x = match self.spec.form {
             Form::Product => x,
             Form::Equation => self.op(Op::Transpose { perm: vec![0, 2, 1, 3] }, &[x]),
         };
-        let flat = self.graph.dims(&[b.clone(), t.clone(), Dim::from(n * d)]).expect("dims");
+        let flat = self.graph.dims(&[b, t, Dim::from(width)]).expect("dims");
         let x = self.op(Op::Reshape { allow_zero: true }, &[x, flat]);
         let x = self.op(Op::RmsNorm { axis: 2, epsilon: 0.01 }, &[x]);
-        let w = self.weights(&format!("{place}.phi"), &[n * d, n * n], 0.2);
-        let logits = self.op(Op::MatMul, &[x, w]);
-        let square = self.graph.dims(&[b, t, Dim::from(n), Dim::from(n)]).expect("dims");
+        let w = self.weights(&format!("{place}.phi"), &[width, n], 0.2);
+        self.op(Op::MatMul, &[x, w])
+    }
+
+    /// The matrix of a connection: a constant, or for each token `[B, T, S, S]` from its state.
+    fn residual(&mut self, place: &str, x: ValueId) -> ValueId {
+        let n = self.spec.streams;
+        let base = Tensor::from_vec(vec![n, n], self.spec.residual(place)).expect("fits");
+        let base = self.graph.constant(base);
+        if !self.spec.of_tokens {
+            return base;
+        }
+        let logits = self.of_token(place, x, n * n);
+        let dims = [Dim::symbol("batch"), Dim::symbol("seq"), Dim::from(n), Dim::from(n)];
+        let square = self.graph.dims(&dims).expect("dims");
         let logits = self.op(Op::Reshape { allow_zero: true }, &[logits, square]);
         let changed = self.op(Op::Binary(Binary::Add), &[base, logits]);
-        let h = self.op(Op::Softmax { axis: 2 }, &[changed]);
-        self.matrices.push(h);
-        h
+        self.op(Op::Softmax { axis: 2 }, &[changed])
     }
 
-    fn connection(
-        &mut self,
-        place: &str,
-        x: ValueId,
-        branch: impl FnOnce(&mut Self, ValueId) -> ValueId,
-    ) -> ValueId {
-        let n = self.spec.streams;
-        let axis = self.spec.stream_axis();
-        let h = self.residual(place, x);
-        let equation = if self.spec.of_tokens { "btij,bjtd->bitd" } else { "ij,bjtd->bitd" };
-        let mixed = match self.spec.form {
-            Form::Product => self.op(Op::MatMul, &[h, x]),
-            Form::Equation => self.op(Op::Einsum { equation: equation.into() }, &[h, x]),
+    /// `pre · x`: the streams weighted and summed.
+    fn read(&mut self, place: &str, x: ValueId) -> ValueId {
+        let (n, axis) = (self.spec.streams, self.spec.stream_axis());
+        let place = format!("{place}.pre");
+        if !self.spec.of_tokens {
+            let pre = self.weights(&place, &[vec![n], vec![1; 3 - axis]].concat(), 1.0);
+            let weighted = self.op(Op::Binary(Binary::Mul), &[pre, x]);
+            return self.op(Op::Reduce { op: Reduce::Sum, axes: vec![axis], keepdims: false }, &[weighted]);
+        }
+        let pre = self.of_token(&place, x, n);
+        match self.spec.form {
+            Form::Equation => self.op(Op::Einsum { equation: "btj,bjtd->btd".into() }, &[pre, x]),
+            Form::Product => {
+                let row = self.op(Op::Unsqueeze { axes: vec![2] }, &[pre]);
+                let sum = self.op(Op::MatMul, &[row, x]);
+                self.op(Op::Squeeze { axes: vec![2] }, &[sum])
+            }
+        }
+    }
+
+    /// `post ⊗ y`: what is added to each stream.
+    fn written(&mut self, place: &str, x: ValueId, y: ValueId) -> ValueId {
+        let (n, axis) = (self.spec.streams, self.spec.stream_axis());
+        let place = format!("{place}.post");
+        let post = if self.spec.of_tokens {
+            let post = self.of_token(&place, x, n);
+            if self.spec.form == Form::Equation {
+                return self.op(Op::Einsum { equation: "bti,btd->bitd".into() }, &[post, y]);
+            }
+            self.op(Op::Unsqueeze { axes: vec![3] }, &[post])
+        } else {
+            self.weights(&place, &[vec![n], vec![1; 3 - axis]].concat(), 1.0)
         };
-        let mut per_stream = vec![1; 4 - axis];
-        per_stream[0] = n;
-        let pre = self.weights(&format!("{place}.pre"), &per_stream, 1.0);
-        let weighted = self.op(Op::Binary(Binary::Mul), &[pre, x]);
-        let read = self.op(Op::Reduce { op: Reduce::Sum, axes: vec![axis], keepdims: false }, &[weighted]);
-        let y = branch(self, read);
         let y = self.op(Op::Unsqueeze { axes: vec![axis] }, &[y]);
-        let post = self.weights(&format!("{place}.post"), &per_stream, 1.0);
-        let y = self.op(Op::Binary(Binary::Mul), &[post, y]);
-        self.op(Op::Binary(Binary::Add), &[mixed, y])
+        self.op(Op::Binary(Binary::Mul), &[post, y])
     }
 
-    fn layer(&mut self, l: usize, x: ValueId) -> ValueId {
+    /// What the sub-block `what` of a layer computes of its reading `[B, T, D]`.
+    fn branch(&mut self, l: usize, what: &str, x: ValueId) -> ValueId {
         let d = self.spec.width;
-        let x = self.connection(&format!("{l}.attention"), x, |b, x| {
-            let x = b.op(Op::RmsNorm { axis: 2, epsilon: 0.01 }, &[x]);
-            let heads = ["q", "k", "v"].map(|what| {
-                let w = b.weights(&format!("{l}.{what}"), &[d, d], 0.5);
-                let y = b.op(Op::MatMul, &[x, w]);
-                b.op(Op::Unsqueeze { axes: vec![1] }, &[y])
-            });
-            let attention = Attention { scale: 0.5, causal: true, window: None, softcap: None, safe: false };
-            let y = b.op(Op::Attention(attention), &heads);
-            b.op(Op::Squeeze { axes: vec![1] }, &[y])
+        let x = self.op(Op::RmsNorm { axis: 2, epsilon: 0.01 }, &[x]);
+        if what == "mlp" {
+            let w = self.weights(&format!("{l}.up"), &[d, 2 * d], 0.5);
+            let x = self.op(Op::MatMul, &[x, w]);
+            let x = self.op(Op::Unary(Unary::Tanh), &[x]);
+            let w = self.weights(&format!("{l}.down"), &[2 * d, d], 0.5);
+            return self.op(Op::MatMul, &[x, w]);
+        }
+        let heads = ["q", "k", "v"].map(|what| {
+            let w = self.weights(&format!("{l}.{what}"), &[d, d], 0.5);
+            let y = self.op(Op::MatMul, &[x, w]);
+            self.op(Op::Unsqueeze { axes: vec![1] }, &[y])
         });
-        self.connection(&format!("{l}.mlp"), x, |b, x| {
-            let x = b.op(Op::RmsNorm { axis: 2, epsilon: 0.01 }, &[x]);
-            let w = b.weights(&format!("{l}.up"), &[d, 2 * d], 0.5);
-            let x = b.op(Op::MatMul, &[x, w]);
-            let x = b.op(Op::Unary(Unary::Tanh), &[x]);
-            let w = b.weights(&format!("{l}.down"), &[2 * d, d], 0.5);
-            b.op(Op::MatMul, &[x, w])
-        })
+        let attention = Attention { scale: 0.5, causal: true, window: None, softcap: None, safe: false };
+        let y = self.op(Op::Attention(attention), &heads);
+        self.op(Op::Squeeze { axes: vec![1] }, &[y])
+    }
+
+    fn layer(&mut self, l: usize, mut x: ValueId) -> ValueId {
+        for what in SUB_BLOCKS {
+            let place = format!("{l}.{what}");
+            let h = self.residual(&place, x);
+            let equation = if self.spec.of_tokens { "btij,bjtd->bitd" } else { "ij,bjtd->bitd" };
+            let mixed = match self.spec.form {
+                Form::Product => self.op(Op::MatMul, &[h, x]),
+                Form::Equation => self.op(Op::Einsum { equation: equation.into() }, &[h, x]),
+            };
+            let read = self.read(&place, x);
+            let y = self.branch(l, what, read);
+            let written = self.written(&place, x, y);
+            x = self.op(Op::Binary(Binary::Add), &[mixed, written]);
+        }
+        x
     }
 
     /// Layers `range` from the input `x`; the last state is the output `y`.
     fn layers(spec: &Spec, range: std::ops::Range<usize>) -> Graph {
-        let mut build = Build { spec, graph: Graph::new("hyper"), matrices: vec![] };
+        let mut build = Build { spec, graph: Graph::new("hyper") };
         let mut x = build.graph.add_input("x", Type::new(DType::F64, spec.state_dims()));
         for l in range {
             x = build.layer(l, x);
@@ -208,27 +239,80 @@ impl Build<'_> {
         build.graph
     }
 
-    /// One layer with the matrices of the tokens as further outputs.
-    fn layer_alone(spec: &Spec, l: usize) -> Graph {
-        let mut build = Build { spec, graph: Graph::new("layer"), matrices: vec![] };
-        let x = build.graph.add_input("x", Type::new(DType::F64, spec.state_dims()));
-        let y = build.layer(l, x);
+    /// A graph of one input or two that gives what `make` makes of them.
+    fn piece(spec: &Spec, dims: &[Vec<Dim>], make: impl FnOnce(&mut Build, &[ValueId]) -> ValueId) -> Graph {
+        let mut build = Build { spec, graph: Graph::new("piece") };
+        let inputs: Vec<ValueId> = dims
+            .iter()
+            .enumerate()
+            .map(|(i, d)| build.graph.add_input(&format!("in{i}"), Type::new(DType::F64, d.clone())))
+            .collect();
+        let y = make(&mut build, &inputs);
         build.graph.add_output("y", y);
-        for (i, h) in build.matrices.clone().into_iter().enumerate() {
-            build.graph.add_output(&format!("h{i}"), h);
-        }
         build.graph
     }
 }
 
-fn evaluate_all(spec: &Spec, graph: &Graph, x: &[f64]) -> Vec<Vec<f64>> {
-    let tensor = Tensor::from_vec(spec.state_shape(), x.to_vec()).expect("fits");
-    let by_id = BTreeMap::from([(graph.inputs()[0], tensor)]);
-    eval_graph(graph, &by_id).expect("evaluates").iter().map(Tensor::to_f64).collect()
+/// Evaluates a graph on tensors of these shapes.
+fn evaluate_on(graph: &Graph, inputs: &[(&[usize], &[f64])]) -> Vec<f64> {
+    let tensor =
+        |(shape, data): &(&[usize], &[f64])| Tensor::from_vec(shape.to_vec(), data.to_vec()).expect("fits");
+    let by_id = graph.inputs().iter().copied().zip(inputs.iter().map(tensor)).collect::<BTreeMap<_, _>>();
+    eval_graph(graph, &by_id).expect("evaluates").remove(0).to_f64()
 }
 
 fn evaluate(spec: &Spec, graph: &Graph, x: &[f64]) -> Vec<f64> {
-    evaluate_all(spec, graph, x).remove(0)
+    evaluate_on(graph, &[(&spec.state_shape(), x)])
+}
+
+/// METHOD §2 for layers that see one state: the unit's output and the matrices on its skip path, one per
+/// sub-block, of all tokens or `[B, T, S, S]`.
+fn unit(spec: &Spec, layers: &[usize], x: &[f64], avg: bool) -> (Vec<f64>, Vec<Vec<f64>>) {
+    let state = spec.state_dims();
+    let reading = vec![Dim::symbol("batch"), Dim::symbol("seq"), Dim::from(spec.width)];
+    let (state_shape, reading_shape) = (spec.state_shape(), [spec.batch, spec.seq, spec.width]);
+    let mean = |all: Vec<Vec<f64>>| -> Vec<f64> {
+        (0..all[0].len()).map(|i| all.iter().map(|x| x[i]).sum::<f64>() / all.len() as f64).collect()
+    };
+    let (mut x, mut matrices) = (x.to_vec(), vec![]);
+    for what in SUB_BLOCKS {
+        let place = |l: &usize| format!("{l}.{what}");
+        let of_state = |make: &dyn Fn(&mut Build, &usize, ValueId) -> ValueId| {
+            mean(
+                layers
+                    .iter()
+                    .map(|l| {
+                        evaluate(spec, &Build::piece(spec, &[state.clone()], |b, v| make(b, l, v[0])), &x)
+                    })
+                    .collect(),
+            )
+        };
+        let h = match spec.of_tokens {
+            true => of_state(&|b, l, x| b.residual(&place(l), x)),
+            false => mean(layers.iter().map(|l| spec.residual(&place(l))).collect()),
+        };
+        let read = of_state(&|b, l, x| b.read(&place(l), x));
+        let branches = layers.iter().map(|l| {
+            let piece = Build::piece(spec, &[reading.clone()], |b, v| b.branch(*l, what, v[0]));
+            evaluate_on(&piece, &[(&reading_shape, &read)])
+        });
+        let factor = if avg { 1.0 } else { layers.len() as f64 };
+        let sum: Vec<f64> = mean(branches.collect()).iter().map(|y| y * factor).collect();
+        let written = mean(
+            layers
+                .iter()
+                .map(|l| {
+                    let dims = [state.clone(), reading.clone()];
+                    let piece = Build::piece(spec, &dims, |b, v| b.written(&place(l), v[0], v[1]));
+                    evaluate_on(&piece, &[(&state_shape, &x), (&reading_shape, &sum)])
+                })
+                .collect(),
+        );
+        let mixed = transferred(spec, std::slice::from_ref(&h), &x);
+        x = mixed.iter().zip(written).map(|(a, b)| a + b).collect();
+        matrices.push(h);
+    }
+    (x, matrices)
 }
 
 /// `A_l · delta` over the stream axis, with `A_l = H_mlp · H_attention`, where the two matrices are those of
@@ -255,32 +339,27 @@ fn transferred(spec: &Spec, matrices: &[Vec<f64>], delta: &[f64]) -> Vec<f64> {
     x
 }
 
-/// METHOD §1 on the layers `first..` as units of one layer.
+/// METHOD §1 on the layers `first..`.
 fn reference(spec: &Spec, p: &Parallel, first: usize, x: &[f64]) -> Vec<f64> {
-    let layer: Vec<Graph> = (0..spec.layers).map(|l| Build::layer_alone(spec, l)).collect();
-    let run = |l: usize, x: &[f64]| evaluate(spec, &layer[l], x);
-    let constant = |l: usize| ["attention", "mlp"].map(|what| spec.residual(&format!("{l}.{what}"))).to_vec();
-    let h = (0..first).fold(x.to_vec(), |x, l| run(l, &x));
+    let unit_layers = |j: usize| -> Vec<usize> { (first + j * p.fused..first + (j + 1) * p.fused).collect() };
+    let run = |j: usize, x: &[f64]| unit(spec, &unit_layers(j), x, p.avg);
+    let h = (0..first).fold(x.to_vec(), |x, l| unit(spec, &[l], &x, false).0);
     let mut s = vec![h.clone()];
     for j in 0..p.units {
-        s.push(if p.init == Init::BatchForward { run(first + j, &h) } else { h.clone() });
+        s.push(if p.init == Init::BatchForward { run(j, &h).0 } else { h.clone() });
     }
     for _ in 0..p.iterations {
-        let f: Vec<Vec<f64>> = (0..p.units).map(|j| run(first + j, &s[j])).collect();
+        let f: Vec<_> = (0..p.units).map(|j| run(j, &s[j])).collect();
         let mut new = vec![h.clone()];
         for j in 1..=p.units {
+            let (value, matrices) = &f[j - 1];
             let moved: Vec<f64> = new[j - 1].iter().zip(&s[j - 1]).map(|(a, b)| a - b).collect();
             let moved = match p.surrogate {
                 SurrogateChoice::Identity => moved,
                 SurrogateChoice::Jacobi => vec![0.0; moved.len()],
-                _ => {
-                    let l = first + j - 1;
-                    let computed = evaluate_all(spec, &layer[l], &s[j - 1]).split_off(1);
-                    let matrices = if spec.of_tokens { computed } else { constant(l) };
-                    transferred(spec, &matrices, &moved)
-                }
+                _ => transferred(spec, matrices, &moved),
             };
-            new.push(f[j - 1].iter().zip(moved).map(|(f, m)| f + (1.0 - p.elk) * m).collect());
+            new.push(value.iter().zip(moved).map(|(f, m)| f + (1.0 - p.elk) * m).collect());
         }
         s = new;
     }
@@ -339,10 +418,19 @@ fn streams_are_found_with_their_mixing() {
 
 #[test]
 fn plans_agree_with_the_recurrence() {
-    let options = (1usize..=5, 1usize..=3, any::<bool>(), 0u8..4, prop_oneof![Just(0.0), Just(0.25)]);
-    cases(48, &(specs(), options), |(spec, (units, iterations, batch, surrogate, elk))| {
+    let options = (
+        1usize..=5,
+        1usize..=3,
+        1usize..=3,
+        any::<(bool, bool)>(),
+        0u8..4,
+        prop_oneof![Just(0.0), Just(0.25)],
+    );
+    cases(64, &(specs(), options), |(spec, (units, fused, iterations, (batch, avg), surrogate, elk))| {
         let (graph, chain) = prepared(&spec);
-        let mut p = Parallel::new(units.min(spec.layers), 1);
+        let fused = fused.min(spec.layers);
+        let mut p = Parallel::new(units.min(spec.layers / fused), fused);
+        p.avg = avg;
         p.iterations = iterations.min(p.units);
         p.init = if batch { Init::BatchForward } else { Init::H0 };
         p.elk = elk;
@@ -353,9 +441,10 @@ fn plans_agree_with_the_recurrence() {
             _ => SurrogateChoice::Auto,
         };
         let x = draw(spec.seed, "x", spec.state_shape().iter().product());
-        let expected = reference(&spec, &p, spec.layers - p.units, &x);
+        let expected = reference(&spec, &p, spec.layers - p.layers(), &x);
         close(&p.to_string(), &expected, &evaluate(&spec, &rewritten(&graph, &chain, p)?, &x))?;
         // As many iterations as units give the sequential model.
+        let mut p = Parallel { fused: 1, units: spec.layers, ..p };
         p.iterations = p.units;
         let sequential = evaluate(&spec, &graph, &x);
         close("exact", &sequential, &evaluate(&spec, &rewritten(&graph, &chain, p)?, &x))

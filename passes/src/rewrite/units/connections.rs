@@ -1,0 +1,176 @@
+//! Hyper-connections: what units do to streams, and fused layers that share how they read and write them.
+//!
+//! All layers of a fused unit see the mean of their readings, and the sum of what they compute is written
+//! with the mean of their weights (METHOD §2). Reading and writing are linear, so that the means are taken
+//! of their results:
+//!
+//! ```text
+//!   read = mean(pre_i · x)     Y = sum(g_i(read))     x + mean(post_i ⊗ Y)
+//! ```
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::super::batch;
+use super::super::vectorize::{Batched, VectorizeError};
+use super::{Group, PartialTaps, add};
+use crate::analysis::{Connection, Event, Mismatch, Mixing, Transfer};
+use crate::ir::{Dim, Graph, Op, ValueId};
+
+impl Group<'_> {
+    /// What join `e` adds to the streams of fused layers.
+    pub(super) fn connected(
+        &mut self,
+        graph: &mut Graph,
+        e: usize,
+        taps: &PartialTaps,
+        tapped: &mut BTreeMap<usize, ValueId>,
+    ) -> Result<Batched, VectorizeError> {
+        let mut connections = BTreeMap::new();
+        for lane in self.classes.iter().flat_map(|c| &c.members) {
+            let layer = &self.context.chain.layers[lane.layer];
+            let states: HashSet<ValueId> = layer.states().into_iter().collect();
+            let event = self.event(lane.layer, e);
+            let found = event
+                .branch()
+                .and_then(|branch| Connection::of(graph, branch, &states, self.context.chain.streams));
+            let reason = "layers cannot be fused: how the branch reads and writes the streams is not plain";
+            let found = found.ok_or_else(|| Mismatch::at_value(graph, event.output(), reason))?;
+            connections.insert(event.output(), found);
+            if !tapped.is_empty() && layer.transfer(graph) == Transfer::TokenMixing {
+                let reason = "a state inside a fused unit is read, but each token mixes its streams by its own \
+                              matrix: use tap=unit or smaller units";
+                return Err(Mismatch::at_value(graph, event.output(), reason).into());
+            }
+        }
+        let read = |event: Event| connections.get(&event.output()).map(|c: &Connection| c.read);
+        let core = |event: Event| connections.get(&event.output()).map(|c: &Connection| c.core);
+        let mean = 1.0 / self.fused as f64;
+        let (shared, _) = self.reduced(graph, &read, e, mean)?;
+        self.define(graph, &read, e, shared)?;
+        let scale = self.share();
+        let (sum, results) = self.reduced(graph, &core, e, scale)?;
+        for (unit, value) in tapped.iter_mut() {
+            let keep = taps.get(&self.units[*unit]).copied().unwrap_or(self.fused);
+            let mut part: Option<ValueId> = None;
+            for (class, result) in self.classes.iter().zip(&results) {
+                if let Some(more) = class.sum_of_unit(graph, *result, *unit, keep, scale)? {
+                    part = Some(match part {
+                        None => more,
+                        Some(part) => graph.add(Op::Binary(crate::ir::Binary::Add), &[part, more])?,
+                    });
+                }
+            }
+            if let Some(part) = part {
+                let mut alone = Group::new(self.context, vec![self.units[*unit]], self.own);
+                alone.define(graph, &core, e, Batched::shared(part))?;
+                let (written, _) = alone.reduced(graph, &|event| event.branch(), e, mean)?;
+                *value = graph.add(Op::Binary(crate::ir::Binary::Add), &[*value, written.value])?;
+            }
+        }
+        self.define(graph, &core, e, sum)?;
+        let (written, _) = self.reduced(graph, &|event| event.branch(), e, mean)?;
+        Ok(written)
+    }
+
+    /// Says what the value that `of` tells of event `e` is, for all layers of a unit.
+    fn define(
+        &mut self,
+        graph: &mut Graph,
+        of: &dyn Fn(Event) -> Option<ValueId>,
+        e: usize,
+        value: Batched,
+    ) -> Result<(), VectorizeError> {
+        for c in 0..self.classes.len() {
+            let events = self.classes[c].members.iter().map(|l| self.event(l.layer, e));
+            let tuple: Vec<ValueId> = events.map(|event| of(event).unwrap_or(event.output())).collect();
+            let spread = self.classes[c].spread(graph, value)?;
+            self.classes[c].lanes.define(tuple, spread);
+        }
+        Ok(())
+    }
+
+    /// The product of the matrices on the skip path, each the mean over a unit's layers, for every unit and
+    /// token: `[units, tokens.., S, S]` (no unit axis for a single one).
+    pub(super) fn transfers(&mut self, graph: &mut Graph, state: Batched) -> Result<Batched, VectorizeError> {
+        let streams = self.context.chain.streams;
+        let first = self.classes[0].members[0].layer;
+        let mut product: Option<Batched> = None;
+        for e in 0..self.context.chain.layers[first].events.len() {
+            let Some(factor) = self.transfer_of(graph, e)? else { continue };
+            product = Some(match product {
+                None => factor,
+                Some(before) => Batched {
+                    value: graph.add(Op::MatMul, &[factor.value, before.value])?,
+                    batched: factor.batched || before.batched,
+                },
+            });
+        }
+        let output = self.context.chain.layers[first].output;
+        let missing = || Mismatch::at_value(graph, output, "the streams of the layer are not mixed");
+        let product = product.ok_or_else(missing)?;
+        // Tokens that share a matrix get one each.
+        let mut dims = graph.shape(state.value).unwrap_or_default().to_vec();
+        dims.pop();
+        let lead = usize::from(state.batched);
+        if dims.len() <= streams.axis + lead {
+            return Err(Mismatch::at_value(graph, output, "the state has no axis of streams").into());
+        }
+        let size = dims.remove(streams.axis + lead);
+        dims.extend([size.clone(), size]);
+        if lead == 1 && !product.batched {
+            let row = batch::insert_axes(graph, product.value, 0, 1)?;
+            return expanded(graph, row, &dims).map(Batched::lanes);
+        }
+        if lead == 0 && product.batched {
+            return Err(Mismatch::at_value(graph, output, "units that share a state differ in mixing").into());
+        }
+        Ok(Batched { value: expanded(graph, product.value, &dims)?, batched: product.batched })
+    }
+
+    /// The matrices of event `e`, `[units, tokens.., S, S]`; `None` where it leaves the streams alone.
+    fn transfer_of(&mut self, graph: &mut Graph, e: usize) -> Result<Option<Batched>, VectorizeError> {
+        let mut sum: Option<Batched> = None;
+        for c in 0..self.classes.len() {
+            let layers: Vec<usize> = self.classes[c].members.iter().map(|l| l.layer).collect();
+            let events: Vec<Event> = layers.iter().map(|l| self.event(*l, e)).collect();
+            let mixings: Option<Vec<Mixing>> = events.iter().map(|event| event.mixing(graph)).collect();
+            let Some(mixings) = mixings else {
+                return match Transfer::of(graph, &events[0]) {
+                    Transfer::Identity => Ok(None),
+                    _ => {
+                        let reason = "surrogate=transfer needs a skip path that does nothing but mix streams";
+                        Err(Mismatch::at_value(graph, events[0].output(), reason).into())
+                    }
+                };
+            };
+            let tuple: Vec<ValueId> = mixings.iter().map(|m| m.matrix).collect();
+            let rank = graph.shape(tuple[0]).map_or(0, <[Dim]>::len);
+            let mut matrices = self.classes[c].lanes.vectorize_result(graph, &tuple)?;
+            let tokens = self.context.chain.streams.tokens;
+            let at = if matrices.batched { self.classes[c].lanes.prefix.len() } else { 0 };
+            matrices.value =
+                batch::insert_axes(graph, matrices.value, at, (tokens + 2).saturating_sub(rank))?;
+            if mixings[0].transposed {
+                let last = graph.shape(matrices.value).map_or(0, <[Dim]>::len).saturating_sub(1);
+                let perm = (0..last - 1).chain([last, last - 1]).collect();
+                matrices.value = graph.add(Op::Transpose { perm }, &[matrices.value])?;
+            }
+            let mean = 1.0 / self.fused as f64;
+            let reduced = self.classes[c].sum_per_unit(graph, matrices, self.units.len(), mean)?;
+            sum = Some(match sum {
+                None => reduced,
+                Some(sum) => add(graph, sum, reduced)?,
+            });
+        }
+        Ok(sum)
+    }
+}
+
+/// The value broadcast to `dims`.
+fn expanded(graph: &mut Graph, v: ValueId, dims: &[Dim]) -> Result<ValueId, VectorizeError> {
+    if graph.shape(v) == Some(dims) {
+        return Ok(v);
+    }
+    let shape = graph.dims(dims)?;
+    Ok(graph.add(Op::Expand, &[v, shape])?)
+}
