@@ -251,7 +251,7 @@ impl Body {
         let misfit = || OnnxError::invalid(format!("the stream axis {axis} does not fit rank {}", form.rank));
         let perm = mixed_perm(form.rank, axis).ok_or_else(misfit)?;
         let straight = perm.iter().enumerate().all(|(i, p)| index(i) == *p);
-        let mut turned = |body: &mut Self, name: &str, to: String, perm: &[i64]| match straight {
+        let turned = |body: &mut Self, name: &str, to: String, perm: &[i64]| match straight {
             true => name.to_string(),
             false => {
                 body.node("Transpose", &[name], &to, vec![ints("perm", perm)]);
