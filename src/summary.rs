@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use snlp_passes::analysis::{Cache, Chain, OtherStack, Transfer, other_stacks};
+use snlp_passes::analysis::{Cache, Chain, Matrix, OtherStack, Transfer, other_stacks};
 use snlp_passes::ir::{Dim, Graph, Op, ValueId, validate};
 use snlp_passes::rewrite::bind;
 use snlp_runtime::kernels::Limits;
@@ -117,6 +117,20 @@ pub struct LayerSummary {
     pub parameters: u64,
     /// What the skip path does to the state.
     pub transfer: String,
+    /// Constant matrices that mix the residual streams on the skip path, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixings: Vec<MixingSummary>,
+}
+
+/// A matrix on the residual streams.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct MixingSummary {
+    /// Sum of each row.
+    pub row_sums: Vec<f64>,
+    /// Sum of each column; ones keep the sum over the streams.
+    pub column_sums: Vec<f64>,
+    /// Frobenius norm of the difference from the identity.
+    pub from_identity: f64,
 }
 
 impl TapSummary {
@@ -178,6 +192,14 @@ impl ChainSummary {
                     nodes: layer.nodes.len(),
                     parameters: parameters(graph, layer.nodes.iter().filter_map(|n| graph.node(*n))),
                     transfer: transfer_text(&layer.transfer(graph)),
+                    mixings: layer
+                        .events
+                        .iter()
+                        .filter_map(|event| match Transfer::of(graph, event) {
+                            Transfer::Mixing(matrix) => Some(MixingSummary::of(&matrix)),
+                            _ => None,
+                        })
+                        .collect(),
                 })
                 .collect(),
         }
@@ -202,6 +224,20 @@ impl CacheSummary {
             layer: cache.layer,
             input: graph.value(cache.input).name.clone().unwrap_or_default(),
             output: output.map(|o| o.name.clone()).unwrap_or_default(),
+        }
+    }
+}
+
+impl MixingSummary {
+    fn of(matrix: &Matrix) -> Self {
+        let n = matrix.size();
+        let at = |row: usize, column: usize| matrix.data()[row * n + column];
+        let off = |row: usize, column: usize| at(row, column) - f64::from(u8::from(row == column));
+        let squares: f64 = (0..n * n).map(|i| off(i / n, i % n).powi(2)).sum();
+        MixingSummary {
+            row_sums: (0..n).map(|row| (0..n).map(|column| at(row, column)).sum()).collect(),
+            column_sums: (0..n).map(|column| (0..n).map(|row| at(row, column)).sum()).collect(),
+            from_identity: squares.sqrt(),
         }
     }
 }

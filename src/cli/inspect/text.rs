@@ -2,7 +2,8 @@
 
 use snlp::passes::plan::{Parallel, Segment};
 use snlp::summary::{
-    CacheSummary, ChainSummary, ClassSummary, FIGURES_LENGTH, Figures, OtherSummary, SideSummary, TapSummary,
+    CacheSummary, ChainSummary, ClassSummary, FIGURES_LENGTH, Figures, LayerSummary, MixingSummary,
+    OtherSummary, SideSummary, TapSummary,
 };
 use snlp::text::{escaped, name, sentence};
 
@@ -155,6 +156,42 @@ fn side_inputs(sides: &[SideSummary]) -> Vec<[String; 2]> {
     rows
 }
 
+/// What the layers' skip paths do to the streams: how far the matrices are from keeping the streams' sum (the
+/// columns), from averaging (the rows), and from doing nothing.
+fn mixings(chain: &ChainSummary) -> Vec<[String; 2]> {
+    let of_tokens = |l: &&LayerSummary| l.transfer == "mixing per token";
+    let tokens: Vec<usize> = chain.layers_detail.iter().filter(of_tokens).map(|l| l.layer).collect();
+    let constant: Vec<usize> =
+        chain.layers_detail.iter().filter(|l| !l.mixings.is_empty()).map(|l| l.layer).collect();
+    let size = format!("{0} x {0}", chain.streams);
+    let mut rows = Vec::new();
+    if !tokens.is_empty() {
+        let what = format!("{size} matrices that are computed for each token");
+        rows.push([layer_list(&tokens, RANGES), what]);
+    }
+    if !constant.is_empty() {
+        let all = || chain.layers_detail.iter().flat_map(|l| &l.mixings);
+        let span = |of: fn(&MixingSummary) -> &[f64]| {
+            let values = || all().flat_map(of).copied();
+            let (low, high) =
+                (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+            if format!("{low:.2}") == format!("{high:.2}") {
+                format!("{low:.2}")
+            } else {
+                format!("{low:.2}-{high:.2}")
+            }
+        };
+        let what = format!(
+            "{size} matrices: columns sum to {}, rows to {}, {} from the identity",
+            span(|m| &m.column_sums),
+            span(|m| &m.row_sums),
+            span(|m| std::slice::from_ref(&m.from_identity)),
+        );
+        rows.push([layer_list(&constant, RANGES), what]);
+    }
+    rows
+}
+
 /// The caches of all layers in a row.
 fn caches(caches: &[CacheSummary]) -> Vec<[String; 2]> {
     let mut layers: Vec<usize> = caches.iter().map(|c| c.layer).collect();
@@ -183,6 +220,7 @@ fn chain_text(chain: &ChainSummary) -> String {
     let is_cache = |s: &SideSummary| chain.caches.iter().any(|c| s.name == format!("'{}'", c.input));
     let (_, sides): (Vec<_>, Vec<_>) = chain.side_inputs.iter().cloned().partition(is_cache);
     listed(&mut table, "reads", side_inputs(&sides));
+    listed(&mut table, "mixes", mixings(chain));
     listed(&mut table, "caches", caches(&chain.caches));
     let tap = |tap: &TapSummary| {
         let place = match tap.layer() {
