@@ -33,8 +33,12 @@ pub(super) fn lower(
         }
         CorrectionForm::Linear { streams, stream_axis } => {
             let Some(t) = node.input(2) else { return Ok(None) };
-            let streams = (i64::from(streams.max(1)), stream_axis as usize);
-            linear(graph, d, t, &shape, units, streams, correction.last_only)?
+            match streams {
+                0 | 1 => linear(graph, d, t, &shape, units, correction.last_only)?,
+                n => {
+                    mixed(graph, d, t, &shape, units, (n.into(), stream_axis as usize), correction.last_only)?
+                }
+            }
         }
         CorrectionForm::Scan { .. } => return Ok(None),
     };
@@ -94,8 +98,26 @@ fn scan(
     if last_only { graph.add(Op::Squeeze { axes: vec![0] }, &[all]) } else { Ok(all) }
 }
 
-/// `T·d` over units and streams.
+/// `T·d` over the units.
 fn linear(
+    graph: &mut Graph,
+    d: ValueId,
+    t: ValueId,
+    shape: &[Dim],
+    units: i64,
+    last_only: bool,
+) -> Result<ValueId, GraphError> {
+    let flat = target(graph, &[units.into(), Dim::product(&shape[1..])])?;
+    let x = graph.add(Op::Reshape { allow_zero: true }, &[d, flat])?;
+    let rows = if last_only { slice(graph, t, 0, (units - 1, units, 1))? } else { t };
+    let x = graph.add(Op::MatMul, &[rows, x])?;
+    let wide = target(graph, if last_only { &shape[1..] } else { shape })?;
+    graph.add(Op::Reshape { allow_zero: true }, &[x, wide])
+}
+
+/// `T·d` over units and streams: for each pair of streams a product over the units, summed over the streams
+/// that are read. (No axis joins units and streams, so that slices of units stay slices.)
+fn mixed(
     graph: &mut Graph,
     d: ValueId,
     t: ValueId,
@@ -104,32 +126,33 @@ fn linear(
     (streams, stream_axis): (i64, usize),
     last_only: bool,
 ) -> Result<ValueId, GraphError> {
-    // Streams next to the units: [c, s, rest].
-    let mut perm: Vec<usize> = (0..shape.len()).collect();
-    if streams > 1 {
-        let axis = perm.remove(stream_axis);
-        perm.insert(1, axis);
-    }
-    let moved: Vec<Dim> = perm.iter().filter_map(|p| shape.get(*p).cloned()).collect();
-    let turned = perm.iter().enumerate().any(|(i, p)| i != *p);
-    let mut x = if turned { graph.add(Op::Transpose { perm: perm.clone() }, &[d])? } else { d };
-    let rest = &moved[if streams > 1 { 2 } else { 1 }..];
-    let flat = target(graph, &[(units * streams).into(), Dim::product(rest)])?;
-    x = graph.add(Op::Reshape { allow_zero: true }, &[x, flat])?;
-    let rows = if last_only { slice(graph, t, 0, ((units - 1) * streams, units * streams, 1))? } else { t };
-    x = graph.add(Op::MatMul, &[rows, x])?;
-    let result: Vec<Dim> = if last_only { moved[1..].to_vec() } else { moved };
-    let wide = target(graph, &result)?;
-    x = graph.add(Op::Reshape { allow_zero: true }, &[x, wide])?;
-    if !turned {
-        return Ok(x);
-    }
-    // Back to where the streams were, one axis earlier without the units.
-    let mut back: Vec<usize> = (0..shape.len()).collect();
-    let first = back.remove(1);
-    back.insert(stream_axis, first);
+    // Streams, units, rest.
+    let mut there: Vec<usize> = (0..shape.len()).filter(|axis| *axis != stream_axis).collect();
+    there.insert(0, stream_axis);
+    let mut result: Vec<Dim> = there.iter().filter_map(|axis| shape.get(*axis).cloned()).collect();
+    let rest = Dim::product(result.get(2..).unwrap_or_default());
+    let x = graph.add(Op::Transpose { perm: there.clone() }, &[d])?;
+    let flat = target(graph, &[Dim::ONE, streams.into(), units.into(), rest])?;
+    let x = graph.add(Op::Reshape { allow_zero: true }, &[x, flat])?;
+    let blocks = target(graph, &[units.into(), streams.into(), units.into(), streams.into()])?;
+    let mut blocks = graph.add(Op::Reshape { allow_zero: true }, &[t, blocks])?;
     if last_only {
-        back = back.iter().filter(|p| **p != 0).map(|p| p - 1).collect();
+        blocks = slice(graph, blocks, 0, (units - 1, units, 1))?;
+    }
+    // [streams written, streams read, units written, units read]
+    let blocks = graph.add(Op::Transpose { perm: vec![1, 3, 0, 2] }, &[blocks])?;
+    let x = graph.add(Op::MatMul, &[blocks, x])?;
+    let x = graph.add(Op::Reduce { op: Reduce::Sum, axes: vec![1], keepdims: false }, &[x])?;
+    if last_only {
+        result.remove(1);
+        there.retain(|axis| *axis != 0);
+        there.iter_mut().for_each(|axis| *axis -= 1);
+    }
+    let wide = target(graph, &result)?;
+    let x = graph.add(Op::Reshape { allow_zero: true }, &[x, wide])?;
+    let mut back = vec![0; there.len()];
+    for (to, from) in there.iter().enumerate() {
+        back[*from] = to;
     }
     graph.add(Op::Transpose { perm: back }, &[x])
 }
