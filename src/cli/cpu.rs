@@ -53,7 +53,7 @@ impl CpuRunner {
 
     /// Runs the graph; outputs come in the graph's order.
     pub fn run(&self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, Error> {
-        let outputs = self.with_stages(inputs, |stages, inputs| forward(stages, inputs))?;
+        let outputs = self.with_stages(inputs, forward)?;
         self.graph.outputs.iter().zip(&outputs).map(|(o, t)| declared(&self.graph, o, t)).collect()
     }
 

@@ -134,7 +134,8 @@ def truth(folder):
     with open(os.path.join(folder, "meta.json")) as f:
         meta = json.load(f)
     style = meta.get("kind") or next(kind for prefix, kind in STYLES if meta["norm_style"].startswith(prefix))
-    cases = [(c["inputs"], c["expected"]) for c in meta["cases"]]
+    # A case that ONNX Runtime itself could not run has nothing to compare with.
+    cases = [(c["inputs"], c["expected"]) for c in meta["cases"] if "expected" in c]
     rough = bool(meta.get("quantised")) or "fp16" in meta["id"] or "int4" in meta["id"] or "int8" in meta["id"]
     return meta["n_layers"], style, cases, 2e-2 if rough else 1e-4
 

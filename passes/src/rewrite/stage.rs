@@ -298,6 +298,12 @@ pub struct Cut<P> {
     rest: Vec<(Vec<Tensor>, Stages<P>)>,
 }
 
+/// Runs a prepared part on its inputs.
+pub type RunPart<'a, P, E> = dyn FnMut(&P, &[Tensor]) -> Result<Vec<Tensor>, E> + 'a;
+
+/// The part that is left to run, with its inputs.
+pub type LastPart<'a, P> = (&'a P, Vec<Tensor>);
+
 impl<P> Stages<P> {
     /// Prepares a graph whose inputs have known sizes, up to where values decide sizes.
     ///
@@ -329,8 +335,8 @@ impl<P> Stages<P> {
         &mut self,
         mut inputs: Vec<Tensor>,
         prepare: &dyn Fn(Graph) -> Result<P, E>,
-        run: &mut dyn FnMut(&P, &[Tensor]) -> Result<Vec<Tensor>, E>,
-    ) -> Result<(&P, Vec<Tensor>), E> {
+        run: &mut RunPart<'_, P, E>,
+    ) -> Result<LastPart<'_, P>, E> {
         let mut stage = self;
         loop {
             let cut = match stage {

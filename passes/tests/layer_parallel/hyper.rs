@@ -282,7 +282,11 @@ fn unit(spec: &Spec, layers: &[usize], x: &[f64], avg: bool) -> (Vec<f64>, Vec<V
                 layers
                     .iter()
                     .map(|l| {
-                        evaluate(spec, &Build::piece(spec, &[state.clone()], |b, v| make(b, l, v[0])), &x)
+                        evaluate(
+                            spec,
+                            &Build::piece(spec, std::slice::from_ref(&state), |b, v| make(b, l, v[0])),
+                            &x,
+                        )
                     })
                     .collect(),
             )
@@ -293,7 +297,7 @@ fn unit(spec: &Spec, layers: &[usize], x: &[f64], avg: bool) -> (Vec<f64>, Vec<V
         };
         let read = of_state(&|b, l, x| b.read(&place(l), x));
         let branches = layers.iter().map(|l| {
-            let piece = Build::piece(spec, &[reading.clone()], |b, v| b.branch(*l, what, v[0]));
+            let piece = Build::piece(spec, std::slice::from_ref(&reading), |b, v| b.branch(*l, what, v[0]));
             evaluate_on(&piece, &[(&reading_shape, &read)])
         });
         let factor = if avg { 1.0 } else { layers.len() as f64 };

@@ -92,7 +92,7 @@ fn matmul_nbits(c: &mut NodeContext<'_>) -> Built {
 fn in_eight_bits(c: &mut NodeContext<'_>, x: ValueId, k: usize, block: usize) -> Result<ValueId, Decline> {
     let ty = c.ty(x)?;
     let lead = ty.shape.split_last().map(|(_, lead)| lead.to_vec()).unwrap_or_default();
-    if ty.dtype != DType::F32 || k % block != 0 || !lead.iter().all(|d| c.computable(d)) {
+    if ty.dtype != DType::F32 || !k.is_multiple_of(block) || !lead.iter().all(|d| c.computable(d)) {
         return Ok(x);
     }
     let axis = lead.len() + 1;

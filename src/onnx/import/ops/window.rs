@@ -76,10 +76,10 @@ fn pool(c: &mut NodeContext<'_>) -> Result<(Vec<usize>, Window), Decline> {
 /// Pads the end so that a last window which begins inside the operand or its padding has a place.
 fn round_up(shape: &[Dim], kernel: &[usize], window: &mut Window) -> Result<(), Decline> {
     let n = kernel.len();
-    for axis in 0..n {
+    for (axis, kernel) in kernel.iter().enumerate() {
         let size = shape.get(axis + 2).and_then(Dim::known_size).ok_or(Decline::Opaque)?;
         let (begin, end, stride) = (window.pads[axis], window.pads[n + axis], window.strides[axis]);
-        let reach = kernel[axis].saturating_sub(1).saturating_mul(window.dilations[axis]).saturating_add(1);
+        let reach = kernel.saturating_sub(1).saturating_mul(window.dilations[axis]).saturating_add(1);
         let span = size.saturating_add(begin).saturating_add(end).saturating_sub(reach);
         let last = span.div_ceil(stride).saturating_mul(stride);
         if last < size.saturating_add(begin) {
