@@ -83,10 +83,13 @@ fn converted_models_agree_with_onnx_runtime() {
 }
 
 #[test]
-fn golden_logits_of_the_trained_model() {
+fn golden_logits_of_the_trained_models() {
     let Some(shared) = shared() else { return };
     let oracle = shared.join("oracle");
-    python("oracle.py", backend(), &["--skip-table", "--oracle", oracle.to_str().expect("utf-8")]);
+    for model in ["nox0ve_idn", "mhc_hcn"] {
+        let words = ["--skip-table", "--model", model, "--oracle", oracle.to_str().expect("utf-8")];
+        python("oracle.py", backend(), &words);
+    }
 }
 
 /// A software GPU takes minutes per row, so CI asks the CPU backend.

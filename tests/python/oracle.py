@@ -1,4 +1,4 @@
-"""Checks the trained residual model against the published reference code's numbers.
+"""Checks the trained models against the published reference code's numbers.
 
 Golden logits of every plan within 1e-3, and perplexities within 0.1 % of the table's rows.
 
