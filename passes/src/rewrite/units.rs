@@ -250,6 +250,12 @@ impl<'a> Group<'a> {
         if self.context.avg { 1.0 / self.fused as f64 } else { 1.0 }
     }
 
+    /// What `of` tells of event `e` of each layer of a class, or the state after it.
+    fn tuple(&self, class: usize, of: &dyn Fn(Event) -> Option<ValueId>, e: usize) -> Vec<ValueId> {
+        let events = self.classes[class].members.iter().map(|l| self.event(l.layer, e));
+        events.map(|event| of(event).unwrap_or(event.output())).collect()
+    }
+
     /// What `of` tells of event `e` of each layer, evaluated for each class, and `scale` times its sum over
     /// each unit's layers.
     fn reduced(
@@ -262,8 +268,7 @@ impl<'a> Group<'a> {
         let mut sum: Option<Batched> = None;
         let mut results = Vec::new();
         for c in 0..self.classes.len() {
-            let events = self.classes[c].members.iter().map(|l| self.event(l.layer, e));
-            let tuple: Vec<ValueId> = events.map(|event| of(event).unwrap_or(event.output())).collect();
+            let tuple = self.tuple(c, of, e);
             let class = &mut self.classes[c];
             let result = class.lanes.vectorize_result(graph, &tuple)?;
             results.push(result);

@@ -14,7 +14,7 @@ use super::super::batch;
 use super::super::vectorize::{Batched, VectorizeError};
 use super::{Group, PartialTaps, add};
 use crate::analysis::{Connection, Event, Mismatch, Mixing, Transfer};
-use crate::ir::{Dim, Graph, Op, ValueId};
+use crate::ir::{Binary, Dim, Graph, Op, ValueId};
 
 impl Group<'_> {
     /// What join `e` adds to the streams of fused layers.
@@ -56,7 +56,7 @@ impl Group<'_> {
                 if let Some(more) = class.sum_of_unit(graph, *result, *unit, keep, scale)? {
                     part = Some(match part {
                         None => more,
-                        Some(part) => graph.add(Op::Binary(crate::ir::Binary::Add), &[part, more])?,
+                        Some(part) => graph.add(Op::Binary(Binary::Add), &[part, more])?,
                     });
                 }
             }
@@ -64,7 +64,7 @@ impl Group<'_> {
                 let mut alone = Group::new(self.context, vec![self.units[*unit]], self.own);
                 alone.define(graph, &core, e, Batched::shared(part))?;
                 let (written, _) = alone.reduced(graph, &|event| event.branch(), e, mean)?;
-                *value = graph.add(Op::Binary(crate::ir::Binary::Add), &[*value, written.value])?;
+                *value = graph.add(Op::Binary(Binary::Add), &[*value, written.value])?;
             }
         }
         self.define(graph, &core, e, sum)?;
@@ -81,8 +81,7 @@ impl Group<'_> {
         value: Batched,
     ) -> Result<(), VectorizeError> {
         for c in 0..self.classes.len() {
-            let events = self.classes[c].members.iter().map(|l| self.event(l.layer, e));
-            let tuple: Vec<ValueId> = events.map(|event| of(event).unwrap_or(event.output())).collect();
+            let tuple = self.tuple(c, of, e);
             let spread = self.classes[c].spread(graph, value)?;
             self.classes[c].lanes.define(tuple, spread);
         }
