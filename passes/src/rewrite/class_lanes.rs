@@ -148,15 +148,7 @@ impl ClassLanes<'_> {
         scale: f64,
     ) -> Result<Batched, VectorizeError> {
         let n = self.members.len();
-        let value = if result.batched {
-            result.value
-        } else {
-            let row = graph.add(Op::Unsqueeze { axes: vec![0] }, &[result.value])?;
-            let mut dims = graph.shape(row).unwrap_or_default().to_vec();
-            dims[0] = Dim::from(n);
-            let shape = graph.dims(&dims)?;
-            graph.add(Op::Expand, &[row, shape])?
-        };
+        let value = if result.batched { result.value } else { repeated(graph, result.value, n)? };
         let lane: Vec<Dim> = graph.shape(value).map(|s| s[1..].to_vec()).unwrap_or_default();
         let mut matrix = vec![0f32; units * n];
         for (i, member) in self.members.iter().enumerate() {
@@ -233,6 +225,15 @@ fn layout(members: &[Lane], units: usize) -> (Layout, Vec<usize>) {
         (false, ..) if members.len() == 1 => (Layout::Ragged, vec![]),
         (false, ..) => (Layout::Ragged, vec![members.len()]),
     }
+}
+
+/// The value `n` times along a new first axis.
+pub(super) fn repeated(graph: &mut Graph, v: ValueId, n: usize) -> Result<ValueId, VectorizeError> {
+    let row = graph.add(Op::Unsqueeze { axes: vec![0] }, &[v])?;
+    let mut dims = graph.shape(row).unwrap_or_default().to_vec();
+    dims[0] = Dim::from(n);
+    let shape = graph.dims(&dims)?;
+    Ok(graph.add(Op::Expand, &[row, shape])?)
 }
 
 /// Rows of a value along axis 0: a slice where they are consecutive.

@@ -15,11 +15,11 @@ mod connections;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::class_lanes::{ClassLanes, Lane, take_rows};
+use super::class_lanes::{ClassLanes, Lane, repeated, take_rows};
 use super::escapes::Escape;
 use super::vectorize::{Batched, Lanes, OwnInputs, VectorizeError};
 use crate::analysis::{Chain, Event, Mismatch, Reach};
-use crate::ir::{Binary, Dim, Graph, Op, ValueId};
+use crate::ir::{Binary, Graph, Op, ValueId};
 
 /// What a parallel evaluation is told of its segment.
 pub(super) struct SegmentContext<'a> {
@@ -153,13 +153,7 @@ fn assemble(
         let value = match (out.batched, units.len()) {
             (true, _) => out.value,
             (false, 1) => graph.add(Op::Unsqueeze { axes: vec![0] }, &[out.value])?,
-            (false, n) => {
-                let row = graph.add(Op::Unsqueeze { axes: vec![0] }, &[out.value])?;
-                let mut dims = graph.shape(row).unwrap_or_default().to_vec();
-                dims[0] = Dim::from(n);
-                let shape = graph.dims(&dims)?;
-                graph.add(Op::Expand, &[row, shape])?
-            }
+            (false, n) => repeated(graph, out.value, n)?,
         };
         values.push(value);
         order.extend(units);
@@ -293,14 +287,33 @@ impl<'a> Group<'a> {
         scale: f64,
     ) -> Result<(), VectorizeError> {
         for (unit, value) in tapped {
-            let keep = taps.get(&self.units[*unit]).copied().unwrap_or(self.fused);
-            for (class, result) in self.classes.iter().zip(results) {
-                if let Some(part) = class.sum_of_unit(graph, *result, *unit, keep, scale)? {
-                    *value = graph.add(Op::Binary(Binary::Add), &[*value, part])?;
-                }
-            }
+            let sum = self.with_part(graph, results, taps, *unit, scale, Some(*value))?;
+            *value = sum.unwrap_or(*value);
         }
         Ok(())
+    }
+
+    /// `start` and what the first layers of a unit, as many as its tap keeps, contribute to `results`.
+    fn with_part(
+        &self,
+        graph: &mut Graph,
+        results: &[Batched],
+        taps: &PartialTaps,
+        unit: usize,
+        scale: f64,
+        start: Option<ValueId>,
+    ) -> Result<Option<ValueId>, VectorizeError> {
+        let keep = taps.get(&self.units[unit]).copied().unwrap_or(self.fused);
+        let mut sum = start;
+        for (class, result) in self.classes.iter().zip(results) {
+            if let Some(part) = class.sum_of_unit(graph, *result, unit, keep, scale)? {
+                sum = Some(match sum {
+                    None => part,
+                    Some(sum) => graph.add(Op::Binary(Binary::Add), &[sum, part])?,
+                });
+            }
+        }
+        Ok(sum)
     }
 
     fn event(&self, layer: usize, at: usize) -> Event {

@@ -50,17 +50,7 @@ impl Group<'_> {
         let scale = self.share();
         let (sum, results) = self.reduced(graph, &core, e, scale)?;
         for (unit, value) in tapped.iter_mut() {
-            let keep = taps.get(&self.units[*unit]).copied().unwrap_or(self.fused);
-            let mut part: Option<ValueId> = None;
-            for (class, result) in self.classes.iter().zip(&results) {
-                if let Some(more) = class.sum_of_unit(graph, *result, *unit, keep, scale)? {
-                    part = Some(match part {
-                        None => more,
-                        Some(part) => graph.add(Op::Binary(Binary::Add), &[part, more])?,
-                    });
-                }
-            }
-            if let Some(part) = part {
+            if let Some(part) = self.with_part(graph, &results, taps, *unit, scale, None)? {
                 let mut alone = Group::new(self.context, vec![self.units[*unit]], self.own);
                 alone.define(graph, &core, e, Batched::shared(part))?;
                 let (written, _) = alone.reduced(graph, &|event| event.branch(), e, mean)?;
