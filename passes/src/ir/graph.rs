@@ -1,5 +1,6 @@
 //! The graph: an arena of nodes and values with checked construction.
 
+use std::cmp::Reverse;
 use std::fmt;
 
 use super::dim::{Dim, Symbol};
@@ -87,6 +88,16 @@ pub struct Value {
     pub def: Def,
     ty: Option<Type>,
     content: Option<Vec<Dim>>,
+}
+
+impl Value {
+    /// The node that makes it.
+    fn maker(&self) -> Option<NodeId> {
+        match self.def {
+            Def::Node(node, _) => Some(node),
+            _ => None,
+        }
+    }
 }
 
 /// A named result of the graph.
@@ -371,10 +382,7 @@ impl Graph {
 
     /// The node that makes the value.
     pub fn producer(&self, v: ValueId) -> Option<NodeId> {
-        match self.value(v).def {
-            Def::Node(n, _) => Some(n),
-            _ => None,
-        }
+        self.value(v).maker()
     }
 
     /// The node that makes the value, itself.
@@ -479,32 +487,41 @@ impl Graph {
         }
     }
 
-    /// Nodes in an order of evaluation; the same graph always gives the same order.
+    /// Nodes in an order of evaluation, the earliest added first wherever there is a choice.
     pub fn topological(&self) -> Result<Vec<NodeId>, GraphError> {
-        let mut waiting: Vec<usize> = vec![0; self.nodes.len()];
-        let users = self.users();
-        let mut ready = std::collections::BinaryHeap::new();
-        for (id, node) in self.nodes() {
-            let mut operands: Vec<NodeId> = node.operands().filter_map(|v| self.producer(v)).collect();
-            operands.sort_unstable();
-            operands.dedup();
-            waiting[id.index()] = operands.len();
-            if operands.is_empty() {
-                ready.push(std::cmp::Reverse(id));
-            }
+        // Read off once, in a list that is small: operands lie scattered over all values.
+        let makers: Vec<Option<NodeId>> = self.values.iter().map(Value::maker).collect();
+        let maker = |v: ValueId| makers[v.index()];
+        let earlier = |id, v| maker(v).is_none_or(|m| m < id && self.node(m).is_some());
+        if self.nodes().all(|(id, node)| node.operands().all(|v| earlier(id, v))) {
+            return Ok(self.nodes().map(|(id, _)| id).collect());
         }
+        let reads =
+            || self.nodes().flat_map(|(id, n)| n.operands().filter_map(maker).map(move |maker| (maker, id)));
+        // The readers of each node's results, as often as they read: those of node `i` at `first[i]..first[i + 1]`.
+        let (mut first, mut waiting) = (vec![0; self.nodes.len() + 1], vec![0u32; self.nodes.len()]);
+        for (maker, id) in reads() {
+            first[maker.index() + 1] += 1;
+            waiting[id.index()] += 1;
+        }
+        for i in 1..first.len() {
+            first[i] += first[i - 1];
+        }
+        let mut next = first.clone();
+        let mut readers = vec![NodeId(0); first.last().copied().unwrap_or_default()];
+        for (maker, id) in reads() {
+            readers[next[maker.index()]] = id;
+            next[maker.index()] += 1;
+        }
+        let mut ready: std::collections::BinaryHeap<_> =
+            self.nodes().map(|(id, _)| id).filter(|id| waiting[id.index()] == 0).map(Reverse).collect();
         let mut order = Vec::with_capacity(self.nodes.len());
-        let mut seen = std::collections::HashSet::new();
-        while let Some(std::cmp::Reverse(id)) = ready.pop() {
+        while let Some(Reverse(id)) = ready.pop() {
             order.push(id);
-            let Some(node) = self.node(id) else { continue };
-            seen.clear();
-            for user in node.outputs.iter().flat_map(|v| &users[v.index()]) {
-                if seen.insert(*user) {
-                    waiting[user.index()] -= 1;
-                    if waiting[user.index()] == 0 {
-                        ready.push(std::cmp::Reverse(*user));
-                    }
+            for reader in &readers[first[id.index()]..first[id.index() + 1]] {
+                waiting[reader.index()] -= 1;
+                if waiting[reader.index()] == 0 {
+                    ready.push(Reverse(*reader));
                 }
             }
         }

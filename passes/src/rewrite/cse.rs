@@ -19,7 +19,7 @@ pub(crate) const PASS: Pass = Pass { name: "common-subexpressions", fidelity: Fi
 
 fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
     let constants = merge_constants(graph);
-    let mut seen: HashMap<Key, Vec<NodeId>> = HashMap::new();
+    let mut seen: HashMap<u64, Vec<NodeId>> = HashMap::new();
     let merged = sweep(graph, |graph, id| {
         let Some(node) = graph.node(id) else { return Ok(vec![]) };
         if !node.op.is_pure() {
@@ -38,23 +38,32 @@ fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
     Ok(constants + merged)
 }
 
-/// An operator as text and its operands.
-type Key = (String, Vec<Option<ValueId>>);
-
-fn key(node: &Node) -> Key {
-    (format!("{:?}", node.op), operands(node))
+/// A hash of the operands and of the kind of operator; of its attributes too where there are no operands.
+fn key(node: &Node) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    std::mem::discriminant(&node.op).hash(&mut hasher);
+    match pair(node) {
+        Some(pair) => pair.hash(&mut hasher),
+        None if node.inputs.is_empty() => format!("{:?}", node.op).hash(&mut hasher),
+        None => node.inputs.hash(&mut hasher),
+    }
+    hasher.finish()
 }
 
-fn operands(node: &Node) -> Vec<Option<ValueId>> {
-    let mut operands = node.inputs.clone();
-    if matches!(node.op, Op::Binary(b) if b.commutes()) {
-        operands.sort_unstable();
+/// The operands of a function of two that commutes, in one order.
+fn pair(node: &Node) -> Option<[Option<ValueId>; 2]> {
+    match (&node.op, &node.inputs[..]) {
+        (Op::Binary(b), [x, y]) if b.commutes() => Some([*x.min(y), *x.max(y)]),
+        _ => None,
     }
-    operands
 }
 
 fn equal(a: &Node, b: &Node) -> bool {
-    a.op == b.op && operands(a) == operands(b) && a.outputs.len() == b.outputs.len()
+    let alike = match (pair(a), pair(b)) {
+        (None, None) => a.inputs == b.inputs,
+        (a, b) => a == b,
+    };
+    alike && a.op == b.op && a.outputs.len() == b.outputs.len()
 }
 
 /// Makes every reader of a constant read the first that equals it; returns how many constants went.

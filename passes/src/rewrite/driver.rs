@@ -84,16 +84,15 @@ fn settle(
     report: &mut CleanUpReport,
     notes: &mut Notes,
 ) -> Result<(), PassError> {
-    for _ in 0..ROUNDS {
-        let mut changed = false;
-        for pass in passes {
-            let changes = apply_pass(graph, pass, notes)?;
-            if changes > 0 {
-                changed = true;
-                *report.changes.entry(pass.name).or_default() += changes;
-            }
+    // A pass need not run again as long as no other has changed anything since it found nothing to do.
+    let mut idle = 0;
+    for pass in passes.iter().cycle().take(ROUNDS * passes.len()) {
+        let changes = apply_pass(graph, pass, notes)?;
+        idle = if changes > 0 { 0 } else { idle + 1 };
+        if changes > 0 {
+            *report.changes.entry(pass.name).or_default() += changes;
         }
-        if !changed {
+        if idle >= passes.len() {
             return Ok(());
         }
     }
