@@ -3,11 +3,21 @@
 use super::norm::softmax_row;
 use super::number::{Real, load, same_dtype, store, with_real};
 use super::shape::{Walk, broadcast, broadcast_strides, count};
-use super::{Result, bad};
-use crate::ir::{Attention, DType, Rotary, RotaryTable, Tensor};
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Attention, DType, Op, Rotary, RotaryTable, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::Attention(a) => attention(a, [o.get(0)?, o.get(1)?, o.get(2)?], o.optional(3), o.optional(4)),
+        Op::Rotary(r) => rotary(r, o.get(0)?, o.get(1)?, o.get(2)?),
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
 
 /// See [`Attention`].
-pub(super) fn attention(
+fn attention(
     op: &Attention,
     [q, k, v]: [&Tensor; 3],
     mask: Option<&Tensor>,
@@ -132,7 +142,7 @@ fn capped<T: Real>(op: &Attention, score: T) -> T {
 }
 
 /// See [`Rotary`].
-pub(super) fn rotary(op: &Rotary, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+fn rotary(op: &Rotary, x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let d = x.shape().last().copied().unwrap_or(0);
     if d == 0 || d % 2 != 0 {
         return Err(bad(format!("RotaryEmbedding needs an even last axis, found {:?}", x.shape())));

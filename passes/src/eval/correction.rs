@@ -2,11 +2,19 @@
 
 use super::number::{Real, load, same_dtype, store, with_real};
 use super::shape::{Around, around, count, product};
-use super::{Result, bad};
-use crate::ir::{Correction, CorrectionForm, Tensor};
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Correction, CorrectionForm, Op, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    match op {
+        Op::Correction(c) => correction(c, o.get(0)?, o.get(1)?, o.optional(2)).map(one),
+        _ => Ok(None),
+    }
+}
 
 /// See [`Correction`].
-pub(super) fn correction(op: &Correction, f: &Tensor, s: &Tensor, t: Option<&Tensor>) -> Result<Tensor> {
+fn correction(op: &Correction, f: &Tensor, s: &Tensor, t: Option<&Tensor>) -> Result<Tensor> {
     same_dtype(f, s)?;
     let Some((units, unit_shape)) = f.shape().split_first() else {
         return Err(bad("Correction needs a unit axis, found a scalar"));

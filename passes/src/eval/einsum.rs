@@ -2,8 +2,16 @@
 
 use super::number::{Number, load, same_dtype, store, with_number};
 use super::shape::{Walk, count, strides};
-use super::{Result, bad};
-use crate::ir::Tensor;
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Op, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    match op {
+        Op::Einsum { equation } => einsum(equation, &o.all()?).map(one),
+        _ => Ok(None),
+    }
+}
 
 /// An axis of an einsum: a letter, or the `i`-th from the last of those that `...` stands for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -14,7 +22,7 @@ enum Label {
 }
 
 /// Sums the product of the operands over the labels that the output leaves out. Sizes of 1 broadcast.
-pub(super) fn einsum(equation: &str, operands: &[&Tensor]) -> Result<Tensor> {
+fn einsum(equation: &str, operands: &[&Tensor]) -> Result<Tensor> {
     let first = *operands.first().ok_or_else(|| bad("Einsum without operands"))?;
     operands.iter().try_for_each(|x| same_dtype(first, x))?;
     let text: String = equation.chars().filter(|c| !c.is_whitespace()).collect();

@@ -4,11 +4,23 @@ use num_traits::{CheckedShl, CheckedShr, PrimInt};
 
 use super::number::{Number, Real, load, same_dtype, store, with_int, with_number, with_real};
 use super::shape::{Walk, broadcast, broadcast_strides, count, undefined};
-use super::{EvalError, Result, bad};
+use super::{Answer, EvalError, Operands, Result, bad, one};
 use crate::ir::{Binary, DType, Op, Tensor, Unary};
 
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::Unary(u) => unary(*u, o.get(0)?),
+        Op::Binary(b) => binary(*b, o.get(0)?, o.get(1)?),
+        Op::Where => select(o.get(0)?, o.get(1)?, o.get(2)?),
+        Op::Clip => clip(o.get(0)?, o.optional(1), o.optional(2)),
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
+
 /// `u(x)`.
-pub(super) fn unary(u: Unary, x: &Tensor) -> Result<Tensor> {
+fn unary(u: Unary, x: &Tensor) -> Result<Tensor> {
     let name = Op::Unary(u).name();
     let dtype = x.dtype();
     match u {
@@ -141,7 +153,7 @@ fn function<T: Real>(u: Unary, x: T) -> T {
 }
 
 /// `f` of the elements of `x` and `y` broadcast together.
-pub(super) fn zip<A: Copy, B: Copy, C>(
+fn zip<A: Copy, B: Copy, C>(
     (x, x_shape): (&[A], &[usize]),
     (y, y_shape): (&[B], &[usize]),
     f: impl Fn(A, B) -> C,
@@ -259,7 +271,7 @@ fn mixed_power(x: &Tensor, y: &Tensor) -> Result<Tensor> {
 }
 
 /// `x` where `condition`, else `y`.
-pub(super) fn select(condition: &Tensor, x: &Tensor, y: &Tensor) -> Result<Tensor> {
+fn select(condition: &Tensor, x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if condition.dtype() != DType::Bool {
         return Err(undefined("Where with a condition", condition.dtype()));
     }
@@ -281,7 +293,7 @@ pub(super) fn select(condition: &Tensor, x: &Tensor, y: &Tensor) -> Result<Tenso
 }
 
 /// `min(max(x, low), high)`; NaN stays NaN.
-pub(super) fn clip(x: &Tensor, low: Option<&Tensor>, high: Option<&Tensor>) -> Result<Tensor> {
+fn clip(x: &Tensor, low: Option<&Tensor>, high: Option<&Tensor>) -> Result<Tensor> {
     with_number!(x.dtype(), "Clip", T => {
         let bound = |t: Option<&Tensor>, default: T| -> Result<T> {
             let Some(t) = t else { return Ok(default) };

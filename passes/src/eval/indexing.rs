@@ -2,11 +2,24 @@
 
 use super::movement::take;
 use super::shape::{Walk, check_axis, count, product, strides, wrap_index};
-use super::{Result, bad};
-use crate::ir::{Tensor, element_count};
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Op, Tensor, element_count};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::Gather { axis } => gather(o.get(0)?, o.get(1)?, *axis),
+        Op::GatherElements { axis } => gather_elements(o.get(0)?, o.get(1)?, *axis),
+        Op::GatherNd { batch_dims } => gather_nd(o.get(0)?, o.get(1)?, *batch_dims),
+        Op::NonZero => non_zero(o.get(0)?),
+        Op::OneHot { axis } => one_hot(o.get(0)?, o.get(1)?, o.get(2)?, *axis),
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
 
 /// The elements of an index tensor.
-pub(super) fn indices_of(t: &Tensor) -> Result<Vec<i64>> {
+fn indices_of(t: &Tensor) -> Result<Vec<i64>> {
     t.to_i64().ok_or_else(|| bad(format!("indices must be integers, found {}", t.dtype())))
 }
 
@@ -39,7 +52,7 @@ pub(super) fn element_positions(shape: &[usize], indices: &Tensor, axis: usize) 
 }
 
 /// `x` at the positions of `indices`, element by element along `axis`.
-pub(super) fn gather_elements(x: &Tensor, indices: &Tensor, axis: usize) -> Result<Tensor> {
+fn gather_elements(x: &Tensor, indices: &Tensor, axis: usize) -> Result<Tensor> {
     let at = element_positions(x.shape(), indices, axis)?;
     let shape = indices.shape().to_vec();
     count(x.dtype(), &shape)?;
@@ -67,7 +80,7 @@ pub(super) fn tuple_positions(shape: &[usize], indices: &Tensor) -> Result<Vec<u
 }
 
 /// Slices of `x` selected by index tuples; the first `batch_dims` axes are walked together.
-pub(super) fn gather_nd(x: &Tensor, indices: &Tensor, batch_dims: usize) -> Result<Tensor> {
+fn gather_nd(x: &Tensor, indices: &Tensor, batch_dims: usize) -> Result<Tensor> {
     let (shape, to) = (x.shape(), indices.shape());
     if batch_dims >= to.len() || batch_dims > shape.len() || shape[..batch_dims] != to[..batch_dims] {
         let reason = format!("indices of shape {to:?} do not fit {shape:?} with {batch_dims} batch axes");
@@ -88,7 +101,7 @@ pub(super) fn gather_nd(x: &Tensor, indices: &Tensor, batch_dims: usize) -> Resu
 
 /// `values = [off, on]`: on where the index (negative ones from the end) equals the position along
 /// `axis` of the result; indices outside give off everywhere.
-pub(super) fn one_hot(indices: &Tensor, depth: &Tensor, values: &Tensor, axis: usize) -> Result<Tensor> {
+fn one_hot(indices: &Tensor, depth: &Tensor, values: &Tensor, axis: usize) -> Result<Tensor> {
     let depth = depth
         .item()
         .filter(|d| *d >= 0.0)
@@ -123,7 +136,7 @@ pub(super) fn one_hot(indices: &Tensor, depth: &Tensor, values: &Tensor, axis: u
 }
 
 /// The positions of what is not zero (NaN included), as int64 `[rank, n]` in row-major order.
-pub(super) fn non_zero(x: &Tensor) -> Result<Tensor> {
+fn non_zero(x: &Tensor) -> Result<Tensor> {
     let found: Vec<usize> = match x.as_slice::<u64>() {
         Some(large) => large.iter().enumerate().filter(|(_, v)| **v != 0).map(|(i, _)| i).collect(),
         None => x.to_f64().iter().enumerate().filter(|(_, v)| **v != 0.0).map(|(i, _)| i).collect(),

@@ -6,8 +6,20 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 use super::movement::transpose;
 use super::number::{Number, load, same_dtype, store, with_number};
 use super::shape::{Walk, broadcast, broadcast_strides, count};
-use super::{Result, bad};
-use crate::ir::Tensor;
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Op, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::MatMul => matmul(o.get(0)?, o.get(1)?),
+        Op::Gemm { alpha, beta, trans_a, trans_b } => {
+            gemm(o.get(0)?, o.get(1)?, o.optional(2), [*alpha, *beta], [*trans_a, *trans_b])
+        }
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
 
 /// NumPy's `matmul`: vectors are rows and columns, leading axes broadcast.
 pub(super) fn matmul(a: &Tensor, b: &Tensor) -> Result<Tensor> {
@@ -76,13 +88,7 @@ pub(super) fn blocked_product<T: ndarray::LinalgScalar>(
 
 /// `alpha·op(a)·op(b) + beta·c`; `factors` are alpha and beta, `trans` says which matrices are
 /// transposed.
-pub(super) fn gemm(
-    a: &Tensor,
-    b: &Tensor,
-    c: Option<&Tensor>,
-    factors: [f32; 2],
-    trans: [bool; 2],
-) -> Result<Tensor> {
+fn gemm(a: &Tensor, b: &Tensor, c: Option<&Tensor>, factors: [f32; 2], trans: [bool; 2]) -> Result<Tensor> {
     same_dtype(a, b)?;
     let oriented = |t: &Tensor, swap: bool| if swap { transpose(t, &[1, 0]) } else { Ok(t.clone()) };
     let fail = || bad(format!("cannot multiply matrices of shapes {:?} and {:?}", a.shape(), b.shape()));

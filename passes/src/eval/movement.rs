@@ -1,8 +1,29 @@
 //! Operators that put elements elsewhere without computing with them; they work on bytes.
 
 use super::shape::{Walk, around, broadcast, broadcast_strides, check_axis, count, product, strides};
-use super::{Result, bad};
-use crate::ir::{PadMode, Tensor, element_count};
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Op, PadMode, Tensor, element_count};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::Reshape { allow_zero } => reshape(o.get(0)?, &o.ints(1)?, *allow_zero),
+        Op::Transpose { perm } => transpose(o.get(0)?, perm),
+        Op::Squeeze { axes } => squeeze(o.get(0)?, axes),
+        Op::Unsqueeze { axes } => unsqueeze(o.get(0)?, axes),
+        Op::Expand => expand(o.get(0)?, &o.sizes(1)?),
+        Op::Concat { axis } => concat(&o.all()?, *axis),
+        Op::Slice { axes, steps } => slice(o.get(0)?, &o.ints(1)?, &o.ints(2)?, axes, steps),
+        Op::Tile => tile(o.get(0)?, &o.sizes(1)?),
+        Op::Pad { mode } => pad(o.get(0)?, &o.ints(1)?, o.optional(2), *mode),
+        Op::Trilu { upper } => {
+            let k = if o.optional(1).is_some() { o.int(1)? } else { 0 };
+            trilu(o.get(0)?, k, *upper)
+        }
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
 
 /// Reads `x` at `base` with `strides` (in elements) as a dense tensor of `shape`; every offset that the
 /// walk meets lies within `x`.
@@ -23,7 +44,7 @@ fn strided(x: &Tensor, shape: Vec<usize>, base: isize, strides: &[isize]) -> Res
 }
 
 /// `-1` takes what is left over, `0` copies the operand's size unless `allow_zero`.
-pub(super) fn reshape(x: &Tensor, to: &[i64], allow_zero: bool) -> Result<Tensor> {
+fn reshape(x: &Tensor, to: &[i64], allow_zero: bool) -> Result<Tensor> {
     let fail = || bad(format!("cannot reshape {:?} to {to:?}", x.shape()));
     let mut shape = Vec::with_capacity(to.len());
     let mut rest = None;
@@ -60,7 +81,7 @@ pub(super) fn transpose(x: &Tensor, perm: &[usize]) -> Result<Tensor> {
 }
 
 /// Without `axes`, which have size 1.
-pub(super) fn squeeze(x: &Tensor, axes: &[usize]) -> Result<Tensor> {
+fn squeeze(x: &Tensor, axes: &[usize]) -> Result<Tensor> {
     for axis in axes {
         check_axis(*axis, x.shape())?;
         if x.shape()[*axis] != 1 {
@@ -72,7 +93,7 @@ pub(super) fn squeeze(x: &Tensor, axes: &[usize]) -> Result<Tensor> {
 }
 
 /// With `axes` of size 1; they are sorted axes of the result.
-pub(super) fn unsqueeze(x: &Tensor, axes: &[usize]) -> Result<Tensor> {
+fn unsqueeze(x: &Tensor, axes: &[usize]) -> Result<Tensor> {
     let mut shape = x.shape().to_vec();
     for axis in axes {
         if *axis > shape.len() {
@@ -118,13 +139,7 @@ pub(super) fn concat(xs: &[&Tensor], axis: usize) -> Result<Tensor> {
 }
 
 /// `x[starts:ends:steps]` on `axes`, clamped as in Python.
-pub(super) fn slice(
-    x: &Tensor,
-    starts: &[i64],
-    ends: &[i64],
-    axes: &[usize],
-    steps: &[i64],
-) -> Result<Tensor> {
+fn slice(x: &Tensor, starts: &[i64], ends: &[i64], axes: &[usize], steps: &[i64]) -> Result<Tensor> {
     if [starts.len(), ends.len(), steps.len()] != [axes.len(); 3] {
         let lengths = [starts.len(), ends.len(), steps.len()];
         return Err(bad(format!("starts, ends and steps have {lengths:?} elements for {} axes", axes.len())));
@@ -159,7 +174,7 @@ pub(super) fn slice(
 }
 
 /// `x` repeated `repeats[i]` times along axis `i`.
-pub(super) fn tile(x: &Tensor, repeats: &[usize]) -> Result<Tensor> {
+fn tile(x: &Tensor, repeats: &[usize]) -> Result<Tensor> {
     if repeats.len() != x.shape().len() {
         return Err(bad(format!("{} repeats for {} axes", repeats.len(), x.shape().len())));
     }
@@ -172,7 +187,7 @@ pub(super) fn tile(x: &Tensor, repeats: &[usize]) -> Result<Tensor> {
 }
 
 /// `pads` are begins, then ends; negative ones crop. Cropping comes before padding.
-pub(super) fn pad(x: &Tensor, pads: &[i64], value: Option<&Tensor>, mode: PadMode) -> Result<Tensor> {
+fn pad(x: &Tensor, pads: &[i64], value: Option<&Tensor>, mode: PadMode) -> Result<Tensor> {
     let rank = x.shape().len();
     if pads.len() != 2 * rank {
         return Err(bad(format!("{} pads for {rank} axes", pads.len())));
@@ -242,7 +257,7 @@ fn padded_from(i: i64, n: i64, mode: PadMode) -> Option<i64> {
 }
 
 /// Zero below (`upper`) or above the `k`-th diagonal of the last two axes.
-pub(super) fn trilu(x: &Tensor, k: i64, upper: bool) -> Result<Tensor> {
+fn trilu(x: &Tensor, k: i64, upper: bool) -> Result<Tensor> {
     let [.., rows, cols] = *x.shape() else {
         return Err(bad(format!("Trilu needs two axes, found {:?}", x.shape())));
     };

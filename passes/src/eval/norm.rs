@@ -2,11 +2,28 @@
 
 use super::number::{Number, Real, load, store, with_real};
 use super::shape::{Walk, around, broadcast_strides, product};
-use super::{Result, bad};
-use crate::ir::Tensor;
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Op, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::Softmax { axis } => softmax(o.get(0)?, *axis, false),
+        Op::LogSoftmax { axis } => softmax(o.get(0)?, *axis, true),
+        Op::LayerNorm { axis, epsilon } => {
+            layer_norm(o.get(0)?, o.optional(1), o.optional(2), *axis, *epsilon, true)
+        }
+        Op::RmsNorm { axis, epsilon } => layer_norm(o.get(0)?, o.optional(1), None, *axis, *epsilon, false),
+        Op::BatchNorm { epsilon } => {
+            batch_norm(o.get(0)?, [o.get(1)?, o.get(2)?, o.get(3)?, o.get(4)?], *epsilon)
+        }
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
 
 /// `exp(x - max) / sum` along `axis`, or its logarithm.
-pub(super) fn softmax(x: &Tensor, axis: usize, log: bool) -> Result<Tensor> {
+fn softmax(x: &Tensor, axis: usize, log: bool) -> Result<Tensor> {
     let a = around(x.shape(), axis)?;
     with_real!(x.dtype(), if log { "LogSoftmax" } else { "Softmax" }, T => {
         let mut data = load::<T>(x)?.into_owned();
@@ -47,7 +64,7 @@ fn log_softmax_row<T: Real>(row: &mut [T]) {
 
 /// `x / sqrt(mean(x²) + epsilon) · scale + bias` over axes `axis..`, where `centred` subtracts the mean
 /// first.
-pub(super) fn layer_norm(
+fn layer_norm(
     x: &Tensor,
     scale: Option<&Tensor>,
     bias: Option<&Tensor>,
@@ -88,7 +105,7 @@ pub(super) fn layer_norm(
 
 /// `(x - mean) / sqrt(variance + epsilon) · scale + bias` per channel (axis 1); `parameters` are scale,
 /// bias, mean and variance.
-pub(super) fn batch_norm(x: &Tensor, parameters: [&Tensor; 4], epsilon: f32) -> Result<Tensor> {
+fn batch_norm(x: &Tensor, parameters: [&Tensor; 4], epsilon: f32) -> Result<Tensor> {
     // A rank-1 operand is one channel for each sample.
     let channels = x.shape().get(1).copied().unwrap_or(1);
     let inner = product(x.shape().get(2..).unwrap_or(&[]));

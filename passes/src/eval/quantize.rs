@@ -4,11 +4,27 @@ use super::elementwise::binary;
 use super::matmul::matmul;
 use super::number::{Number, Real, load, store, with_real};
 use super::shape::{broadcast, count, product, strides};
-use super::{EvalError, Result, bad, cast};
-use crate::ir::{Binary, Blocks, DType, Tensor};
+use super::window::conv;
+use super::{Answer, EvalError, Operands, Result, bad, cast, one};
+use crate::ir::{Binary, Blocks, DType, Op, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    Ok(match op {
+        Op::Quantize { to, blocks } => one(quantize(o.get(0)?, o.get(1)?, o.optional(2), *to, *blocks)?),
+        Op::Dequantize { blocks } => one(dequantize(o.get(0)?, o.get(1)?, o.optional(2), *blocks)?),
+        Op::DynamicQuantize { axes } => Some(dynamic(o.get(0)?, axes)?),
+        Op::ConvInteger { window, group } => {
+            let (x, w) = (shifted(o.get(0)?, o.optional(2))?, shifted(o.get(1)?, o.optional(3))?);
+            one(conv(&x, &w, None, window, *group)?)
+        }
+        Op::MatMulInteger => one(matmul_integer(o.get(0)?, o.get(1)?, o.optional(2), o.optional(3))?),
+        _ => None,
+    })
+}
 
 /// `saturate(round(x / scale) + zero)` as `to`, halves to even.
-pub(super) fn quantize(
+fn quantize(
     x: &Tensor,
     scale: &Tensor,
     zero: Option<&Tensor>,
@@ -32,12 +48,7 @@ pub(super) fn quantize(
 }
 
 /// `(x - zero) · scale` in the scale's type.
-pub(super) fn dequantize(
-    x: &Tensor,
-    scale: &Tensor,
-    zero: Option<&Tensor>,
-    blocks: Option<Blocks>,
-) -> Result<Tensor> {
+fn dequantize(x: &Tensor, scale: &Tensor, zero: Option<&Tensor>, blocks: Option<Blocks>) -> Result<Tensor> {
     let grid = Grid::new(x, scale, zero, blocks)?;
     let zeros = grid.zeros(zero, x.dtype())?;
     let x = x.to_i64().ok_or_else(|| bad(format!("x must be integers, found {}", x.dtype())))?;
@@ -119,7 +130,7 @@ fn spread_axis(parameter: &[usize], blocks: Option<Blocks>) -> Option<usize> {
 }
 
 /// `x` quantised by its extremes over `axes`: integers, scale, zero point.
-pub(super) fn dynamic(x: &Tensor, axes: &[usize]) -> Result<Vec<Tensor>> {
+fn dynamic(x: &Tensor, axes: &[usize]) -> Result<Vec<Tensor>> {
     let rank = x.shape().len();
     if let Some(axis) = axes.iter().find(|a| **a >= rank) {
         return Err(bad(format!("axis {axis} is outside a tensor of {rank} axes")));
@@ -153,23 +164,25 @@ pub(super) fn dynamic(x: &Tensor, axes: &[usize]) -> Result<Vec<Tensor>> {
 }
 
 /// The product of `a` and `b` less their zero points, in i32.
-pub(super) fn matmul_integer(
+fn matmul_integer(
     a: &Tensor,
     b: &Tensor,
     zero_a: Option<&Tensor>,
     zero_b: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let shifted = |x: &Tensor, zero: Option<&Tensor>| {
-        if !matches!(x.dtype(), DType::I8 | DType::U8) {
-            return Err(EvalError::Unsupported(format!("MatMulInteger of {}", x.dtype())));
-        }
-        let wide = cast::cast(x, DType::I32)?;
-        match zero {
-            Some(zero) => binary(Binary::Sub, &wide, &cast::cast(zero, DType::I32)?),
-            None => Ok(wide),
-        }
-    };
     matmul(&shifted(a, zero_a)?, &shifted(b, zero_b)?)
+}
+
+/// Integers of 8 bits less their zero point, in i32.
+fn shifted(x: &Tensor, zero: Option<&Tensor>) -> Result<Tensor> {
+    if !matches!(x.dtype(), DType::I8 | DType::U8) {
+        return Err(EvalError::Unsupported(format!("a product of integers of {}", x.dtype())));
+    }
+    let wide = cast::cast(x, DType::I32)?;
+    match zero {
+        Some(zero) => binary(Binary::Sub, &wide, &cast::cast(zero, DType::I32)?),
+        None => Ok(wide),
+    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,19 @@
 
 use super::number::{Number, load, store, with_int, with_number, with_real};
 use super::shape::{Walk, around, check_axis, count, product, strides, undefined};
-use super::{EvalError, Result, bad};
-use crate::ir::{DType, Reduce, Tensor};
+use super::{Answer, EvalError, Operands, Result, bad, one};
+use crate::ir::{DType, Op, Reduce, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::Reduce { op, axes, keepdims } => reduce(*op, o.get(0)?, axes, *keepdims),
+        Op::ArgMax { axis, keepdims, last } => arg_extreme(o.get(0)?, *axis, *keepdims, *last, true),
+        Op::ArgMin { axis, keepdims, last } => arg_extreme(o.get(0)?, *axis, *keepdims, *last, false),
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
 
 /// `op` over `axes`. An empty set gives the operation's neutral element.
 pub(super) fn reduce(op: Reduce, x: &Tensor, axes: &[usize], keepdims: bool) -> Result<Tensor> {
@@ -107,13 +118,7 @@ fn mean<T: Number>(row: &[T], n: i64) -> f64 {
 
 /// The int64 position of the largest or smallest element (the first or `last` of several; NaN counts as
 /// the extreme).
-pub(super) fn arg_extreme(
-    x: &Tensor,
-    axis: usize,
-    keepdims: bool,
-    last: bool,
-    largest: bool,
-) -> Result<Tensor> {
+fn arg_extreme(x: &Tensor, axis: usize, keepdims: bool, last: bool, largest: bool) -> Result<Tensor> {
     let name = if largest { "ArgMax" } else { "ArgMin" };
     let a = around(x.shape(), axis)?;
     if a.size == 0 {

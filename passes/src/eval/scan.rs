@@ -2,8 +2,17 @@
 
 use super::number::{Number, load, store, with_number};
 use super::shape::{around, count};
-use super::{Result, bad};
-use crate::ir::Tensor;
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Op, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    Ok(match op {
+        Op::CumSum { axis, exclusive, reverse } => one(cumsum(o.get(0)?, *axis, *exclusive, *reverse)?),
+        Op::TopK { axis, largest } => Some(top_k(o.get(0)?, o.int(1)?, *axis, *largest)?),
+        _ => None,
+    })
+}
 
 /// Running sums along `axis`; exclusive ones leave each element itself out.
 pub(super) fn cumsum(x: &Tensor, axis: usize, exclusive: bool, reverse: bool) -> Result<Tensor> {
@@ -27,7 +36,7 @@ pub(super) fn cumsum(x: &Tensor, axis: usize, exclusive: bool, reverse: bool) ->
 
 /// The `k` largest or smallest along `axis`, best first (equal ones by position), with their int64
 /// positions. NaN counts as the largest.
-pub(super) fn top_k(x: &Tensor, k: i64, axis: usize, largest: bool) -> Result<Vec<Tensor>> {
+fn top_k(x: &Tensor, k: i64, axis: usize, largest: bool) -> Result<Vec<Tensor>> {
     let a = around(x.shape(), axis)?;
     let k = usize::try_from(k).ok().filter(|k| *k <= a.size);
     let k = k.ok_or_else(|| bad(format!("TopK of more than the {} elements of axis {axis}", a.size)))?;

@@ -3,11 +3,23 @@
 use super::indexing::{element_positions, tuple_positions};
 use super::number::{Number, load, same_dtype, store, with_number};
 use super::shape::product;
-use super::{Result, bad};
-use crate::ir::{ScatterReduction, Tensor};
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Op, ScatterReduction, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::ScatterElements { axis, reduction } => {
+            scatter_elements(o.get(0)?, o.get(1)?, o.get(2)?, *axis, *reduction)
+        }
+        Op::ScatterNd { reduction } => scatter_nd(o.get(0)?, o.get(1)?, o.get(2)?, *reduction),
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
 
 /// `data` with `updates` combined into it, in order, at `indices` along `axis`.
-pub(super) fn scatter_elements(
+fn scatter_elements(
     data: &Tensor,
     indices: &Tensor,
     updates: &Tensor,
@@ -23,7 +35,7 @@ pub(super) fn scatter_elements(
 }
 
 /// `data` with the slices of `updates` combined into it, in order, at the index tuples.
-pub(super) fn scatter_nd(
+fn scatter_nd(
     data: &Tensor,
     indices: &Tensor,
     updates: &Tensor,

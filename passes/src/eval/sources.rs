@@ -2,11 +2,25 @@
 
 use super::number::{Number, load, same_dtype, store, with_number};
 use super::shape::count;
-use super::{Result, bad};
-use crate::ir::{DType, Dim, Tensor};
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{DType, Dim, Op, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::Dims { dims: d, scalar } => dims(d, *scalar),
+        Op::Shape { start, end } => shape(o.get(0)?, *start, *end),
+        Op::Size => size(o.get(0)?),
+        Op::ConstantOfShape { value } => filled(value, o.sizes(0)?),
+        Op::Range => range(o.get(0)?, o.get(1)?, o.get(2)?),
+        Op::EyeLike { dtype, k } => eye_like(o.get(0)?, *dtype, *k),
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
 
 /// An int64 tensor of known expressions.
-pub(super) fn dims(dims: &[Dim], scalar: bool) -> Result<Tensor> {
+fn dims(dims: &[Dim], scalar: bool) -> Result<Tensor> {
     let known = |d: &Dim| d.known().ok_or_else(|| bad(format!("the size {d} is not known")));
     let values: Vec<i64> = dims.iter().map(known).collect::<Result<_>>()?;
     let shape = if scalar { vec![] } else { vec![values.len()] };
@@ -14,19 +28,19 @@ pub(super) fn dims(dims: &[Dim], scalar: bool) -> Result<Tensor> {
 }
 
 /// Sizes `start..end` of `x`'s axes.
-pub(super) fn shape(x: &Tensor, start: usize, end: usize) -> Result<Tensor> {
+fn shape(x: &Tensor, start: usize, end: usize) -> Result<Tensor> {
     let part = x.shape().get(start..end.max(start));
     let part = part.ok_or_else(|| bad(format!("axes {start}..{end} are outside {:?}", x.shape())))?;
     Ok(Tensor::ints(&part.iter().map(|d| *d as i64).collect::<Vec<_>>()))
 }
 
 /// The number of elements of `x`.
-pub(super) fn size(x: &Tensor) -> Result<Tensor> {
+fn size(x: &Tensor) -> Result<Tensor> {
     Ok(Tensor::scalar(x.len() as i64))
 }
 
 /// The one element of `value` everywhere.
-pub(super) fn filled(value: &Tensor, shape: Vec<usize>) -> Result<Tensor> {
+fn filled(value: &Tensor, shape: Vec<usize>) -> Result<Tensor> {
     if value.len() != 1 {
         return Err(bad(format!("ConstantOfShape takes one element, found {value:?}")));
     }
@@ -35,7 +49,7 @@ pub(super) fn filled(value: &Tensor, shape: Vec<usize>) -> Result<Tensor> {
 }
 
 /// `start, start + delta, ..` below `limit` (above for a negative `delta`).
-pub(super) fn range(start: &Tensor, limit: &Tensor, delta: &Tensor) -> Result<Tensor> {
+fn range(start: &Tensor, limit: &Tensor, delta: &Tensor) -> Result<Tensor> {
     same_dtype(start, limit)?;
     same_dtype(start, delta)?;
     with_number!(start.dtype(), "Range", T => {
@@ -63,7 +77,7 @@ fn int_steps(start: i128, limit: i128, delta: i128) -> Option<f64> {
 }
 
 /// Ones on the `k`-th diagonal of a matrix shaped like `x`.
-pub(super) fn eye_like(x: &Tensor, dtype: DType, k: i64) -> Result<Tensor> {
+fn eye_like(x: &Tensor, dtype: DType, k: i64) -> Result<Tensor> {
     let [rows, cols] = *x.shape() else {
         return Err(bad(format!("EyeLike needs a matrix, found {:?}", x.shape())));
     };

@@ -2,8 +2,22 @@
 
 use super::number::{Number, load, same_dtype, store, with_number, with_real};
 use super::shape::{count, product, strides};
-use super::{Result, bad};
-use crate::ir::{Tensor, Window};
+use super::{Answer, Operands, Result, bad, one};
+use crate::ir::{Op, Tensor, Window};
+
+/// The results of the operators of this family.
+pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
+    let result = match op {
+        Op::Conv { window, group } => conv(o.get(0)?, o.get(1)?, o.optional(2), window, *group),
+        Op::GlobalAveragePool => global_average_pool(o.get(0)?),
+        Op::AveragePool { window, kernel, count_include_pad } => {
+            average_pool(o.get(0)?, window, kernel, *count_include_pad)
+        }
+        Op::MaxPool { window, kernel } => max_pool(o.get(0)?, window, kernel),
+        _ => return Ok(None),
+    };
+    result.map(one)
+}
 
 /// Where a window lies for each position of the result.
 struct Placement {
@@ -89,7 +103,7 @@ pub(super) fn conv(
     }
     let place = Placement::new(spatial, kernel, window)?;
     let shape: Vec<usize> = [n, m].iter().chain(&place.result).copied().collect();
-    with_real!(x.dtype(), "Conv", T => {
+    with_number!(x.dtype(), "Conv", T => {
         let (data, weights) = (load::<T>(x)?, load::<T>(w)?);
         let bias = b.map(load::<T>).transpose()?;
         let mut out = vec![T::ZERO; count(x.dtype(), &shape)?];
@@ -101,7 +115,7 @@ pub(super) fn conv(
                 for channel in 0..c_group {
                     let plane = &data[(first + channel) * from..][..from];
                     let kernel = &weights[(i * c_group + channel) * taken..][..taken];
-                    sum = taps.iter().fold(sum, |s, (k, o)| s + plane[*o] * kernel[*k]);
+                    sum = taps.iter().fold(sum, |s, (k, o)| s.plus(plane[*o].times(kernel[*k])));
                 }
                 out[row * area + at] = sum;
             }
@@ -111,7 +125,7 @@ pub(super) fn conv(
 }
 
 /// The mean over all spatial axes, which stay with size 1.
-pub(super) fn global_average_pool(x: &Tensor) -> Result<Tensor> {
+fn global_average_pool(x: &Tensor) -> Result<Tensor> {
     let (_, _, spatial) = channels(x)?;
     let axes: Vec<usize> = (2..2 + spatial.len()).collect();
     if !x.dtype().is_float() {
@@ -121,12 +135,7 @@ pub(super) fn global_average_pool(x: &Tensor) -> Result<Tensor> {
 }
 
 /// Means over windows; padding counts only with `count_include_pad`.
-pub(super) fn average_pool(
-    x: &Tensor,
-    window: &Window,
-    kernel: &[usize],
-    count_include_pad: bool,
-) -> Result<Tensor> {
+fn average_pool(x: &Tensor, window: &Window, kernel: &[usize], count_include_pad: bool) -> Result<Tensor> {
     with_real!(x.dtype(), "AveragePool", T => pool::<T>(x, window, kernel, |taken, padded| {
         let n = if count_include_pad { padded } else { taken.len() };
         taken.iter().fold(T::ZERO, |s, v| s + *v) / T::of_f64(n as f64)
@@ -134,7 +143,7 @@ pub(super) fn average_pool(
 }
 
 /// Largest elements of windows.
-pub(super) fn max_pool(x: &Tensor, window: &Window, kernel: &[usize]) -> Result<Tensor> {
+fn max_pool(x: &Tensor, window: &Window, kernel: &[usize]) -> Result<Tensor> {
     with_number!(x.dtype(), "MaxPool", T => pool::<T>(x, window, kernel, |taken, _| {
         taken.iter().fold(T::LOWEST, |m, v| m.greatest(*v))
     }))

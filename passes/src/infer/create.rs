@@ -2,11 +2,24 @@
 
 use super::content::{Small, known};
 use super::context::{Context, fail, same_dtype};
-use super::{InferError, Inferred, Operand};
-use crate::ir::{DType, Dim, Tensor};
+use super::{Answer, InferError, Inferred, Operand, one};
+use crate::ir::{DType, Dim, Op, Tensor};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    let result = match op {
+        Op::Trilu { .. } => trilu(cx),
+        Op::ConstantOfShape { value } => constant_of_shape(cx, value),
+        Op::Range => range(cx),
+        Op::EyeLike { dtype, .. } => eye_like(cx, *dtype),
+        Op::Dims { dims: d, scalar } => dims(d, *scalar),
+        _ => return None,
+    };
+    Some(one(result))
+}
 
 /// `x, k?`: the type of `x`.
-pub(super) fn trilu(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn trilu(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     if ty.rank() < 2 {
         return fail(format!("x has rank {}, below 2", ty.rank()));
@@ -15,7 +28,7 @@ pub(super) fn trilu(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
 }
 
 /// A tensor of the shape that the operand names.
-pub(super) fn constant_of_shape(cx: &mut Context<'_, '_>, value: &Tensor) -> Result<Inferred, InferError> {
+fn constant_of_shape(cx: &mut Context<'_, '_>, value: &Tensor) -> Result<Inferred, InferError> {
     if value.len() != 1 {
         return fail(format!("the value has {} elements, not 1", value.len()));
     }
@@ -29,7 +42,7 @@ pub(super) fn constant_of_shape(cx: &mut Context<'_, '_>, value: &Tensor) -> Res
 }
 
 /// `start, limit, delta`.
-pub(super) fn range(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn range(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let (start, limit) = (cx.required(0, "start")?, cx.required(1, "limit")?);
     let delta = cx.required(2, "delta")?;
     for (operand, role) in [(&start, "start"), (&limit, "limit"), (&delta, "delta")] {
@@ -93,7 +106,7 @@ fn float_length(
 }
 
 /// The shape of a matrix `x`.
-pub(super) fn eye_like(cx: &mut Context<'_, '_>, dtype: DType) -> Result<Inferred, InferError> {
+fn eye_like(cx: &mut Context<'_, '_>, dtype: DType) -> Result<Inferred, InferError> {
     let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     if ty.rank() != 2 {
         return fail(format!("x has rank {}, not 2", ty.rank()));
@@ -102,7 +115,7 @@ pub(super) fn eye_like(cx: &mut Context<'_, '_>, dtype: DType) -> Result<Inferre
 }
 
 /// A vector (or scalar) of expressions.
-pub(super) fn dims(dims: &[Dim], scalar: bool) -> Result<Inferred, InferError> {
+fn dims(dims: &[Dim], scalar: bool) -> Result<Inferred, InferError> {
     if scalar && dims.len() != 1 {
         return fail(format!("{} expressions for a scalar", dims.len()));
     }

@@ -2,13 +2,21 @@
 
 use super::content::Small;
 use super::context::{Context, fail};
-use super::{InferError, Inferred, Operand};
-use crate::ir::{Dim, Dynamic, Type};
+use super::{Answer, InferError, Inferred, Operand, one};
+use crate::ir::{Dim, Dynamic, Op, Type};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    match op {
+        Op::Dynamic(op) => Some(dynamic(cx, *op)),
+        _ => None,
+    }
+}
 
 /// The type of what the operator stands for, where its parameters are known; otherwise as much of it as
 /// their number says.
-pub(super) fn dynamic(cx: &mut Context<'_, '_>, op: Dynamic) -> Result<Inferred, InferError> {
-    let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
+fn dynamic(cx: &mut Context<'_, '_>, op: Dynamic) -> Answer {
+    let Some(ty) = cx.ty(0, "x")? else { return one(Ok(Inferred::unknown())) };
     let mut parameters = vec![];
     for i in op.parameters() {
         let operand = cx.required(i, "the parameter")?;
@@ -17,12 +25,12 @@ pub(super) fn dynamic(cx: &mut Context<'_, '_>, op: Dynamic) -> Result<Inferred,
         }
         match known(&operand) {
             Some(known) => parameters.push(known),
-            None => return open(cx, op, ty),
+            None => return one(open(cx, op, ty)),
         }
     }
     let resolved = op.resolve(ty.rank(), &parameters).map_err(InferError)?;
     let operands: Vec<_> = resolved.operands.iter().map(|i| cx.optional(*i)).collect();
-    super::single(&resolved.op, &mut cx.nested(&operands))
+    super::of_family(&resolved.op, &mut cx.nested(&operands))
 }
 
 fn known(operand: &Operand<'_>) -> Option<Vec<i64>> {

@@ -3,8 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::context::{Context, broadcast, fail, same_dtype};
-use super::{InferError, Inferred};
-use crate::ir::{DType, Dim, Type};
+use super::{Answer, InferError, Inferred, one};
+use crate::ir::{DType, Dim, Op, Type};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    match op {
+        Op::Einsum { equation } => Some(one(einsum(cx, equation))),
+        _ => None,
+    }
+}
 
 /// One side's term: labels with the place of the ellipsis, if any.
 struct Term {
@@ -68,7 +76,7 @@ impl Sizes {
 }
 
 /// `equation` as in NumPy, explicit or implicit, with at most one ellipsis per term.
-pub(super) fn einsum(cx: &mut Context<'_, '_>, equation: &str) -> Result<Inferred, InferError> {
+fn einsum(cx: &mut Context<'_, '_>, equation: &str) -> Result<Inferred, InferError> {
     let text: String = equation.chars().filter(|c| !c.is_whitespace()).collect();
     let (left, right) = match text.split_once("->") {
         Some((left, right)) => (left, Some(right)),

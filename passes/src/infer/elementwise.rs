@@ -2,17 +2,31 @@
 
 use super::content::{Small, known};
 use super::context::{Context, broadcast, fail, same_dtype};
-use super::{InferError, Inferred};
-use crate::ir::{Binary, DType, Dim, Unary};
+use super::{Answer, InferError, Inferred, one};
+use crate::ir::{Binary, DType, Dim, Op, Unary};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    let result = match op {
+        Op::Identity => identity(cx),
+        Op::Unary(u) => unary(cx, *u),
+        Op::Binary(b) => binary(cx, *b),
+        Op::Where => select(cx),
+        Op::Cast { to } => cast(cx, *to),
+        Op::Clip => clip(cx),
+        _ => return None,
+    };
+    Some(one(result))
+}
 
 /// The operand itself.
-pub(super) fn identity(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn identity(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let Some(ty) = x.ty else { return Ok(Inferred::unknown()) };
     Ok(Inferred::new(ty.dtype, ty.shape.clone()).with(Small::of(&x)))
 }
 
-pub(super) fn unary(cx: &mut Context<'_, '_>, op: Unary) -> Result<Inferred, InferError> {
+fn unary(cx: &mut Context<'_, '_>, op: Unary) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let Some(ty) = x.ty else { return Ok(Inferred::unknown()) };
     if op == Unary::Not && ty.dtype != DType::Bool {
@@ -46,7 +60,7 @@ fn unary_content(op: Unary, d: &Dim) -> Option<Dim> {
     }
 }
 
-pub(super) fn binary(cx: &mut Context<'_, '_>, op: Binary) -> Result<Inferred, InferError> {
+fn binary(cx: &mut Context<'_, '_>, op: Binary) -> Result<Inferred, InferError> {
     let (a, b) = (cx.required(0, "a")?, cx.required(1, "b")?);
     let (Some(ta), Some(tb)) = (a.ty, b.ty) else { return Ok(Inferred::unknown()) };
     if op != Binary::Pow {
@@ -153,7 +167,7 @@ fn symbolic_arithmetic(op: Binary, a: &Dim, b: &Dim) -> Option<Dim> {
 }
 
 /// `condition, then, otherwise`.
-pub(super) fn select(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn select(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let condition = cx.required(0, "condition")?;
     let (a, b) = (cx.required(1, "then")?, cx.required(2, "otherwise")?);
     if let Some(ty) = condition.ty
@@ -181,7 +195,7 @@ pub(super) fn select(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     Ok(Inferred::new(ta.dtype, shape).with(content))
 }
 
-pub(super) fn cast(cx: &mut Context<'_, '_>, to: DType) -> Result<Inferred, InferError> {
+fn cast(cx: &mut Context<'_, '_>, to: DType) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let Some(ty) = x.ty else { return Ok(Inferred::unknown()) };
     let mut content = Small::of(&x);
@@ -199,7 +213,7 @@ pub(super) fn cast(cx: &mut Context<'_, '_>, to: DType) -> Result<Inferred, Infe
 }
 
 /// `x, min?, max?`.
-pub(super) fn clip(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn clip(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let Some(ty) = x.ty else { return Ok(Inferred::unknown()) };
     let mut content = Small::of(&x);

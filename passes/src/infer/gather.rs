@@ -2,8 +2,23 @@
 
 use super::content::{Small, known};
 use super::context::{Context, axis_within, broadcasts_to, fail, may_equal, same_dtype};
-use super::{InferError, Inferred};
-use crate::ir::{DType, Dim, Type};
+use super::{Answer, InferError, Inferred, one};
+use crate::ir::{DType, Dim, Op, Type};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    let result = match op {
+        Op::Gather { axis } => gather(cx, *axis),
+        Op::GatherElements { axis } => gather_elements(cx, *axis),
+        Op::GatherNd { batch_dims } => gather_nd(cx, *batch_dims),
+        Op::ScatterElements { axis, .. } => scatter_elements(cx, *axis),
+        Op::ScatterNd { .. } => scatter_nd(cx),
+        Op::OneHot { axis } => one_hot(cx, *axis),
+        Op::NonZero => non_zero(cx),
+        _ => return None,
+    };
+    Some(one(result))
+}
 
 /// Indices must be integers.
 fn integers(ty: &Type, role: &str) -> Result<(), InferError> {
@@ -11,7 +26,7 @@ fn integers(ty: &Type, role: &str) -> Result<(), InferError> {
 }
 
 /// `data, indices`.
-pub(super) fn gather(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+fn gather(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
     let (data, indices) = (cx.required(0, "data")?, cx.required(1, "indices")?);
     if let Some(ty) = indices.ty {
         integers(ty, "indices")?;
@@ -49,7 +64,7 @@ fn gather_content(data: &Small, indices: &Small, axis: usize, shape: Vec<usize>)
 }
 
 /// `data, indices` of one rank; the result has the indices' shape.
-pub(super) fn gather_elements(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+fn gather_elements(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
     let (data, indices) = (cx.ty(0, "data")?, cx.ty(1, "indices")?);
     let (Some(data), Some(indices)) = (data, indices) else { return Ok(Inferred::unknown()) };
     integers(indices, "indices")?;
@@ -61,7 +76,7 @@ pub(super) fn gather_elements(cx: &mut Context<'_, '_>, axis: usize) -> Result<I
 }
 
 /// `data, indices [.., k]`: the last axis indexes `k` axes of the data.
-pub(super) fn gather_nd(cx: &mut Context<'_, '_>, batch_dims: usize) -> Result<Inferred, InferError> {
+fn gather_nd(cx: &mut Context<'_, '_>, batch_dims: usize) -> Result<Inferred, InferError> {
     let (data, indices) = (cx.ty(0, "data")?, cx.ty(1, "indices")?);
     let (Some(data), Some(indices)) = (data, indices) else { return Ok(Inferred::unknown()) };
     integers(indices, "indices")?;
@@ -86,7 +101,7 @@ pub(super) fn gather_nd(cx: &mut Context<'_, '_>, batch_dims: usize) -> Result<I
 }
 
 /// `data, indices, updates` of one rank; the result has the data's shape.
-pub(super) fn scatter_elements(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+fn scatter_elements(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
     let (data, indices) = (cx.ty(0, "data")?, cx.ty(1, "indices")?);
     let updates = cx.ty(2, "updates")?;
     let Some(data) = data else { return Ok(Inferred::unknown()) };
@@ -109,7 +124,7 @@ pub(super) fn scatter_elements(cx: &mut Context<'_, '_>, axis: usize) -> Result<
 }
 
 /// `data, indices [.., k], updates`; the result has the data's shape.
-pub(super) fn scatter_nd(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn scatter_nd(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let (data, indices) = (cx.ty(0, "data")?, cx.ty(1, "indices")?);
     let updates = cx.ty(2, "updates")?;
     let Some(data) = data else { return Ok(Inferred::unknown()) };
@@ -133,7 +148,7 @@ pub(super) fn scatter_nd(cx: &mut Context<'_, '_>) -> Result<Inferred, InferErro
 }
 
 /// `indices, depth, values [2]`: a new axis of size `depth`.
-pub(super) fn one_hot(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+fn one_hot(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
     let indices = cx.ty(0, "indices")?;
     let depth = cx.required(1, "depth")?;
     let values = cx.ty(2, "values")?;
@@ -152,7 +167,7 @@ pub(super) fn one_hot(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred,
 }
 
 /// Positions of the non-zero elements: `[rank, n]`.
-pub(super) fn non_zero(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn non_zero(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     let rank = ty.rank().max(1);
     let operand = cx.required(0, "x")?;

@@ -1,11 +1,22 @@
 //! Matrix products.
 
 use super::context::{Context, agree, broadcast, broadcasts_to, fail, same_dtype};
-use super::{InferError, Inferred};
-use crate::ir::{DType, Dim, Type};
+use super::{Answer, InferError, Inferred, one};
+use crate::ir::{DType, Dim, Op, Type};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    let result = match op {
+        Op::MatMul => matmul(cx),
+        Op::MatMulInteger => matmul_integer(cx),
+        Op::Gemm { trans_a, trans_b, .. } => gemm(cx, *trans_a, *trans_b),
+        _ => return None,
+    };
+    Some(one(result))
+}
 
 /// `a [.., m, k] · b [.., k, n]`; vectors as in NumPy.
-pub(super) fn matmul(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn matmul(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let (a, b) = (cx.ty(0, "a")?, cx.ty(1, "b")?);
     for (ty, role) in [(a, "a"), (b, "b")] {
         if ty.is_some_and(|t| t.rank() == 0) {
@@ -36,7 +47,7 @@ fn product(a: &Type, b: &Type) -> Result<Vec<Dim>, InferError> {
 }
 
 /// `a, b, zero point of a?, zero point of b?` → `i32`.
-pub(super) fn matmul_integer(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn matmul_integer(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let (a, b) = (cx.ty(0, "a")?, cx.ty(1, "b")?);
     let (Some(a), Some(b)) = (a, b) else { return Ok(Inferred::unknown()) };
     for (ty, role) in [(a, "a"), (b, "b")] {
@@ -62,7 +73,7 @@ pub(super) fn matmul_integer(cx: &mut Context<'_, '_>) -> Result<Inferred, Infer
 }
 
 /// `op(a) [m, k] · op(b) [k, n] + c?`.
-pub(super) fn gemm(cx: &mut Context<'_, '_>, trans_a: bool, trans_b: bool) -> Result<Inferred, InferError> {
+fn gemm(cx: &mut Context<'_, '_>, trans_a: bool, trans_b: bool) -> Result<Inferred, InferError> {
     let (a, b) = (cx.ty(0, "a")?, cx.ty(1, "b")?);
     let c = cx.optional(2).and_then(|c| c.ty);
     let matrix = |shape: &[Dim], role: &str, trans: bool| match shape {

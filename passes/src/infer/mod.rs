@@ -80,11 +80,7 @@ pub fn infer(
         return Ok(opaque::opaque(op, operands, outputs));
     }
     let mut cx = Context::new(operands, fresh);
-    let mut results = match op {
-        Op::TopK { axis, .. } => reduce::top_k(&mut cx, *axis)?,
-        Op::DynamicQuantize { axes } => quantize::dynamic(&mut cx, axes)?,
-        op => vec![single(op, &mut cx)?],
-    };
+    let mut results = of_family(op, &mut cx)?;
     if outputs > results.len() {
         return Err(InferError(format!("has {} results, not {outputs}", results.len())));
     }
@@ -95,71 +91,34 @@ pub fn infer(
     Ok(results)
 }
 
-/// Operators with one result.
-fn single(op: &Op, cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
-    match op {
-        Op::Identity => elementwise::identity(cx),
-        Op::Unary(u) => elementwise::unary(cx, *u),
-        Op::Binary(b) => elementwise::binary(cx, *b),
-        Op::Where => elementwise::select(cx),
-        Op::Cast { to } => elementwise::cast(cx, *to),
-        Op::Clip => elementwise::clip(cx),
-        Op::Quantize { to, blocks } => quantize::quantize(cx, *to, *blocks),
-        Op::Dequantize { blocks } => quantize::dequantize(cx, *blocks),
-        Op::MatMul => linalg::matmul(cx),
-        Op::MatMulInteger => linalg::matmul_integer(cx),
-        Op::Gemm { trans_a, trans_b, .. } => linalg::gemm(cx, *trans_a, *trans_b),
-        Op::Einsum { equation } => einsum::einsum(cx, equation),
-        Op::Conv { window, group } => nn::conv(cx, window, *group),
-        Op::Softmax { axis } | Op::LogSoftmax { axis } => reduce::softmax(cx, *axis),
-        Op::Reduce { op, axes, keepdims } => reduce::reduce(cx, *op, axes, *keepdims),
-        Op::ArgMax { axis, keepdims, .. } | Op::ArgMin { axis, keepdims, .. } => {
-            reduce::arg(cx, *axis, *keepdims)
-        }
-        Op::CumSum { axis, exclusive, reverse } => reduce::cum_sum(cx, *axis, *exclusive, *reverse),
-        Op::LayerNorm { axis, .. } => nn::norm(cx, *axis, &["scale", "bias"]),
-        Op::RmsNorm { axis, .. } => nn::norm(cx, *axis, &["scale"]),
-        Op::BatchNorm { .. } => nn::batch_norm(cx),
-        Op::GlobalAveragePool => nn::global_pool(cx),
-        Op::AveragePool { window, kernel, .. } | Op::MaxPool { window, kernel } => {
-            nn::pool(cx, window, kernel)
-        }
-        Op::Dynamic(op) => dynamic::dynamic(cx, *op),
-        Op::Attention(_) => nn::attention(cx),
-        Op::Rotary(rotary) => nn::rotary(cx, rotary),
-        Op::Correction(correction) => nn::correction(cx, correction),
-        op => movement(op, cx),
-    }
+/// What a family says of an operator that is its own.
+type Answer = Result<Vec<Inferred>, InferError>;
+
+/// A family of operators; `None` for those of others.
+type Family = fn(&Op, &mut Context<'_, '_>) -> Option<Answer>;
+
+const FAMILIES: [Family; 11] = [
+    elementwise::infer,
+    shape_ops::infer,
+    slice::infer,
+    linalg::infer,
+    gather::infer,
+    reduce::infer,
+    nn::infer,
+    create::infer,
+    quantize::infer,
+    einsum::infer,
+    dynamic::infer,
+];
+
+fn of_family(op: &Op, cx: &mut Context<'_, '_>) -> Answer {
+    let answer = FAMILIES.iter().find_map(|family| family(op, cx));
+    answer.unwrap_or_else(|| Err(InferError(format!("{} has no inference", op.name()))))
 }
 
-/// Operators that move elements or make them from nothing.
-fn movement(op: &Op, cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
-    match op {
-        Op::Reshape { allow_zero } => shape_ops::reshape(cx, *allow_zero),
-        Op::Transpose { perm } => shape_ops::transpose(cx, perm),
-        Op::Squeeze { axes } => shape_ops::squeeze(cx, axes),
-        Op::Unsqueeze { axes } => shape_ops::unsqueeze(cx, axes),
-        Op::Expand => shape_ops::expand(cx),
-        Op::Concat { axis } => shape_ops::concat(cx, *axis),
-        Op::Tile => shape_ops::tile(cx),
-        Op::Pad { .. } => shape_ops::pad(cx),
-        Op::Shape { start, end } => shape_ops::shape(cx, *start, *end),
-        Op::Size => shape_ops::size(cx),
-        Op::Slice { axes, steps } => slice::slice(cx, axes, steps),
-        Op::Gather { axis } => gather::gather(cx, *axis),
-        Op::GatherElements { axis } => gather::gather_elements(cx, *axis),
-        Op::GatherNd { batch_dims } => gather::gather_nd(cx, *batch_dims),
-        Op::ScatterElements { axis, .. } => gather::scatter_elements(cx, *axis),
-        Op::ScatterNd { .. } => gather::scatter_nd(cx),
-        Op::OneHot { axis } => gather::one_hot(cx, *axis),
-        Op::NonZero => gather::non_zero(cx),
-        Op::Trilu { .. } => create::trilu(cx),
-        Op::ConstantOfShape { value } => create::constant_of_shape(cx, value),
-        Op::Range => create::range(cx),
-        Op::EyeLike { dtype, .. } => create::eye_like(cx, *dtype),
-        Op::Dims { dims, scalar } => create::dims(dims, *scalar),
-        other => Err(InferError(format!("{} has no inference", other.name()))),
-    }
+/// The answer of an operator with one result.
+fn one(result: Result<Inferred, InferError>) -> Answer {
+    result.map(|r| vec![r])
 }
 
 /// Refuses negative sizes and drops contents that do not fit their type.

@@ -1,11 +1,29 @@
 //! Normalisation, windows, attention and the corrections.
 
 use super::context::{Context, agree, axis_within, broadcast, broadcasts_to, fail, may_equal};
-use super::{InferError, Inferred};
-use crate::ir::{Correction, CorrectionForm, Dim, Rotary, RotaryTable, Type, Window};
+use super::{Answer, InferError, Inferred, one};
+use crate::ir::{Correction, CorrectionForm, DType, Dim, Op, Rotary, RotaryTable, Type, Window};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    let result = match op {
+        Op::Conv { window, group } => conv(cx, window, *group),
+        Op::ConvInteger { window, group } => conv_integer(cx, window, *group),
+        Op::LayerNorm { axis, .. } => norm(cx, *axis, &["scale", "bias"]),
+        Op::RmsNorm { axis, .. } => norm(cx, *axis, &["scale"]),
+        Op::BatchNorm { .. } => batch_norm(cx),
+        Op::GlobalAveragePool => global_pool(cx),
+        Op::AveragePool { window, kernel, .. } | Op::MaxPool { window, kernel } => pool(cx, window, kernel),
+        Op::Attention(_) => attention(cx),
+        Op::Rotary(r) => rotary(cx, r),
+        Op::Correction(c) => correction(cx, c),
+        _ => return None,
+    };
+    Some(one(result))
+}
 
 /// `x` with factors that broadcast to its trailing axes.
-pub(super) fn norm(cx: &mut Context<'_, '_>, axis: usize, factors: &[&str]) -> Result<Inferred, InferError> {
+fn norm(cx: &mut Context<'_, '_>, axis: usize, factors: &[&str]) -> Result<Inferred, InferError> {
     let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     axis_within(axis, ty.rank())?;
     for (i, role) in factors.iter().enumerate() {
@@ -17,7 +35,7 @@ pub(super) fn norm(cx: &mut Context<'_, '_>, axis: usize, factors: &[&str]) -> R
 }
 
 /// `x [n, c, ..], scale [c], bias [c], mean [c], variance [c]`.
-pub(super) fn batch_norm(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn batch_norm(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let x = cx.ty(0, "x")?;
     let mut factors = Vec::new();
     for (i, role) in ["scale", "bias", "mean", "variance"].into_iter().enumerate() {
@@ -67,9 +85,35 @@ fn windowed(spatial: &[Dim], kernel: &[Dim], window: &Window) -> Result<Vec<Dim>
 }
 
 /// `x [n, c, ..], w [m, c / group, kernel ..], b? [m]`.
-pub(super) fn conv(cx: &mut Context<'_, '_>, window: &Window, group: usize) -> Result<Inferred, InferError> {
+fn conv(cx: &mut Context<'_, '_>, window: &Window, group: usize) -> Result<Inferred, InferError> {
     let (x, w) = (cx.ty(0, "x")?, cx.ty(1, "w")?);
     let (Some(x), Some(w)) = (x, w) else { return Ok(Inferred::unknown()) };
+    let shape = convolved(x, w, window, group)?;
+    if let Some(b) = cx.optional(2).and_then(|b| b.ty) {
+        broadcasts_to(&b.shape, &shape[1..2], "b")?;
+    }
+    Ok(Inferred::new(x.dtype, shape))
+}
+
+/// `x, w, zero points?` of 8 bits → i32.
+fn conv_integer(cx: &mut Context<'_, '_>, window: &Window, group: usize) -> Result<Inferred, InferError> {
+    let (x, w) = (cx.ty(0, "x")?, cx.ty(1, "w")?);
+    let (Some(x), Some(w)) = (x, w) else { return Ok(Inferred::unknown()) };
+    for (i, (ty, role)) in [(x, "x"), (w, "w")].into_iter().enumerate() {
+        if !matches!(ty.dtype, DType::I8 | DType::U8) {
+            return fail(format!("{role} is {}, not an integer of 8 bits", ty.dtype));
+        }
+        if let Some(zero) = cx.optional(2 + i).and_then(|z| z.ty) {
+            if zero.dtype != ty.dtype {
+                return fail(format!("the zero point of {role} is {}, {role} is {}", zero.dtype, ty.dtype));
+            }
+            broadcasts_to(&zero.shape, &ty.shape, "the zero point")?;
+        }
+    }
+    Ok(Inferred::new(DType::I32, convolved(x, w, window, group)?))
+}
+
+fn convolved(x: &Type, w: &Type, window: &Window, group: usize) -> Result<Vec<Dim>, InferError> {
     let (n, c, spatial) = channels_second(x)?;
     let [m, per_group, kernel @ ..] = &w.shape[..] else {
         return fail(format!("w has rank {}, below 2", w.rank()));
@@ -80,19 +124,12 @@ pub(super) fn conv(cx: &mut Context<'_, '_>, window: &Window, group: usize) -> R
     {
         return fail(format!("{m} output channels in {group} groups"));
     }
-    if let Some(b) = cx.optional(2).and_then(|b| b.ty) {
-        broadcasts_to(&b.shape, std::slice::from_ref(m), "b")?;
-    }
     let mut shape = vec![n.clone(), m.clone()];
     shape.extend(windowed(spatial, kernel, window)?);
-    Ok(Inferred::new(x.dtype, shape))
+    Ok(shape)
 }
 
-pub(super) fn pool(
-    cx: &mut Context<'_, '_>,
-    window: &Window,
-    kernel: &[usize],
-) -> Result<Inferred, InferError> {
+fn pool(cx: &mut Context<'_, '_>, window: &Window, kernel: &[usize]) -> Result<Inferred, InferError> {
     let Some(x) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     let (n, c, spatial) = channels_second(x)?;
     let kernel: Vec<Dim> = kernel.iter().map(|k| Dim::from(*k)).collect();
@@ -101,7 +138,7 @@ pub(super) fn pool(
     Ok(Inferred::new(x.dtype, shape))
 }
 
-pub(super) fn global_pool(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn global_pool(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let Some(x) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     let (n, c, spatial) = channels_second(x)?;
     let mut shape = vec![n.clone(), c.clone()];
@@ -118,7 +155,7 @@ fn heads<'t>(ty: &'t Type, role: &str) -> Result<(&'t [Dim], &'t Dim, &'t Dim, &
 }
 
 /// `q [.., Hq, T, d], k [.., Hkv, S, d], v [.., Hkv, S, e], mask?, sinks?` → `[.., Hq, T, e]`.
-pub(super) fn attention(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn attention(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let (q, k) = (cx.ty(0, "q")?, cx.ty(1, "k")?);
     let v = cx.ty(2, "v")?;
     let [mask, sinks] = [3, 4].map(|i| cx.optional(i).and_then(|m| m.ty));
@@ -147,7 +184,7 @@ pub(super) fn attention(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError
 }
 
 /// `x [.., d], cos, sin`.
-pub(super) fn rotary(cx: &mut Context<'_, '_>, rotary: &Rotary) -> Result<Inferred, InferError> {
+fn rotary(cx: &mut Context<'_, '_>, rotary: &Rotary) -> Result<Inferred, InferError> {
     let x = cx.ty(0, "x")?;
     let tables = [(cx.ty(1, "cos")?, "cos"), (cx.ty(2, "sin")?, "sin")];
     let Some(ty) = x else { return Ok(Inferred::unknown()) };
@@ -169,7 +206,7 @@ pub(super) fn rotary(cx: &mut Context<'_, '_>, rotary: &Rotary) -> Result<Inferr
 }
 
 /// `f [C, ..], s, matrices?`: the corrected estimates, or the last one.
-pub(super) fn correction(cx: &mut Context<'_, '_>, correction: &Correction) -> Result<Inferred, InferError> {
+fn correction(cx: &mut Context<'_, '_>, correction: &Correction) -> Result<Inferred, InferError> {
     let (f, s) = (cx.ty(0, "f")?, cx.ty(1, "s")?);
     let t = match correction.form {
         CorrectionForm::Prefix => None,

@@ -2,15 +2,21 @@
 
 use super::content::known;
 use super::context::{Context, axis_set, broadcast, fail};
-use super::{InferError, Inferred};
-use crate::ir::{Blocks, DType, Dim, Type};
+use super::{Answer, InferError, Inferred, one};
+use crate::ir::{Blocks, DType, Dim, Op, Type};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    Some(match op {
+        Op::Quantize { to, blocks } => one(quantize(cx, *to, *blocks)),
+        Op::Dequantize { blocks } => one(dequantize(cx, *blocks)),
+        Op::DynamicQuantize { axes } => dynamic(cx, axes),
+        _ => return None,
+    })
+}
 
 /// `x, scale, zero point?` → integers.
-pub(super) fn quantize(
-    cx: &mut Context<'_, '_>,
-    to: DType,
-    blocks: Option<Blocks>,
-) -> Result<Inferred, InferError> {
+fn quantize(cx: &mut Context<'_, '_>, to: DType, blocks: Option<Blocks>) -> Result<Inferred, InferError> {
     if to.range().is_none() || to.size() > 2 {
         return fail(format!("{to} is no type to quantise to"));
     }
@@ -23,7 +29,7 @@ pub(super) fn quantize(
 }
 
 /// `x, scale, zero point?` → floats of the scale's type.
-pub(super) fn dequantize(cx: &mut Context<'_, '_>, blocks: Option<Blocks>) -> Result<Inferred, InferError> {
+fn dequantize(cx: &mut Context<'_, '_>, blocks: Option<Blocks>) -> Result<Inferred, InferError> {
     if let Some(x) = cx.ty(0, "x")? {
         if x.dtype.range().is_none() || x.dtype == DType::U32 {
             return fail(format!("x is {}, which is no quantised type", x.dtype));
@@ -86,7 +92,7 @@ fn spread(x: &Type, parameter: &Type, blocks: Blocks) -> Result<Vec<Dim>, InferE
 }
 
 /// `x` → integers, scale, zero point.
-pub(super) fn dynamic(cx: &mut Context<'_, '_>, axes: &[usize]) -> Result<Vec<Inferred>, InferError> {
+fn dynamic(cx: &mut Context<'_, '_>, axes: &[usize]) -> Result<Vec<Inferred>, InferError> {
     let Some(x) = cx.ty(0, "x")? else { return Ok(vec![Inferred::unknown(); 3]) };
     if !x.dtype.is_float() {
         return fail(format!("x is {}, not a float", x.dtype));

@@ -2,8 +2,22 @@
 
 use super::content::{Small, known};
 use super::context::{Context, axis_set, axis_within, fail};
-use super::{InferError, Inferred};
-use crate::ir::{DType, Dim, Reduce};
+use super::{Answer, InferError, Inferred, one};
+use crate::ir::{DType, Dim, Op, Reduce};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    Some(match op {
+        Op::Softmax { axis } | Op::LogSoftmax { axis } => one(softmax(cx, *axis)),
+        Op::Reduce { op, axes, keepdims } => one(reduce(cx, *op, axes, *keepdims)),
+        Op::ArgMax { axis, keepdims, .. } | Op::ArgMin { axis, keepdims, .. } => {
+            one(arg(cx, *axis, *keepdims))
+        }
+        Op::CumSum { axis, exclusive, reverse } => one(cum_sum(cx, *axis, *exclusive, *reverse)),
+        Op::TopK { axis, .. } => top_k(cx, *axis),
+        _ => return None,
+    })
+}
 
 /// The shape without the named axes, or with 1 in their place.
 fn reduced(shape: &[Dim], named: &[bool], keepdims: bool) -> Vec<Dim> {
@@ -15,7 +29,7 @@ fn reduced(shape: &[Dim], named: &[bool], keepdims: bool) -> Vec<Dim> {
     }
 }
 
-pub(super) fn reduce(
+fn reduce(
     cx: &mut Context<'_, '_>,
     op: Reduce,
     axes: &[usize],
@@ -66,20 +80,20 @@ fn reduce_content(x: &Small, op: Reduce, named: &[bool], kept: Vec<usize>) -> Op
 }
 
 /// Index of the largest or smallest element along an axis.
-pub(super) fn arg(cx: &mut Context<'_, '_>, axis: usize, keepdims: bool) -> Result<Inferred, InferError> {
+fn arg(cx: &mut Context<'_, '_>, axis: usize, keepdims: bool) -> Result<Inferred, InferError> {
     let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     let named = axis_set(&[axis], ty.rank())?;
     Ok(Inferred::new(DType::I64, reduced(&ty.shape, &named, keepdims)))
 }
 
 /// Softmax and its logarithm.
-pub(super) fn softmax(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+fn softmax(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
     let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     axis_within(axis, ty.rank())?;
     Ok(Inferred::new(ty.dtype, ty.shape.clone()))
 }
 
-pub(super) fn cum_sum(
+fn cum_sum(
     cx: &mut Context<'_, '_>,
     axis: usize,
     exclusive: bool,
@@ -109,7 +123,7 @@ pub(super) fn cum_sum(
 }
 
 /// `x, k` → values and indices.
-pub(super) fn top_k(cx: &mut Context<'_, '_>, axis: usize) -> Result<Vec<Inferred>, InferError> {
+fn top_k(cx: &mut Context<'_, '_>, axis: usize) -> Result<Vec<Inferred>, InferError> {
     let (x, k) = (cx.ty(0, "x")?, cx.required(1, "k")?);
     let Some(ty) = x else { return Ok(vec![Inferred::unknown(), Inferred::unknown()]) };
     axis_within(axis, ty.rank())?;

@@ -4,12 +4,30 @@ use super::content::{Small, known};
 use super::context::{
     Context, MAX_RANK, agree, axis_set, axis_within, broadcast, broadcasts_to, fail, same_dtype,
 };
-use super::{InferError, Inferred};
-use crate::ir::{DType, Dim};
+use super::{Answer, InferError, Inferred, one};
+use crate::ir::{DType, Dim, Op};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    let result = match op {
+        Op::Reshape { allow_zero } => reshape(cx, *allow_zero),
+        Op::Transpose { perm } => transpose(cx, perm),
+        Op::Squeeze { axes } => squeeze(cx, axes),
+        Op::Unsqueeze { axes } => unsqueeze(cx, axes),
+        Op::Expand => expand(cx),
+        Op::Concat { axis } => concat(cx, *axis),
+        Op::Tile => tile(cx),
+        Op::Pad { .. } => pad(cx),
+        Op::Shape { start, end } => shape(cx, *start, *end),
+        Op::Size => size(cx),
+        _ => return None,
+    };
+    Some(one(result))
+}
 
 /// `x, shape`. A known -1 is the rest, a known 0 copies unless `allow_zero`; a symbolic element is a
 /// size.
-pub(super) fn reshape(cx: &mut Context<'_, '_>, allow_zero: bool) -> Result<Inferred, InferError> {
+fn reshape(cx: &mut Context<'_, '_>, allow_zero: bool) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let target = cx.required(1, "shape")?;
     let Some(ty) = x.ty else { return Ok(Inferred::unknown()) };
@@ -68,7 +86,7 @@ fn remaining(from: &[Dim], shape: &[Dim], total: &Dim, named: &Dim) -> Result<Di
     }
 }
 
-pub(super) fn transpose(cx: &mut Context<'_, '_>, perm: &[usize]) -> Result<Inferred, InferError> {
+fn transpose(cx: &mut Context<'_, '_>, perm: &[usize]) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let Some(ty) = x.ty else { return Ok(Inferred::unknown()) };
     if perm.len() != ty.rank() || axis_set(perm, ty.rank()).is_err() {
@@ -88,7 +106,7 @@ pub(super) fn transpose(cx: &mut Context<'_, '_>, perm: &[usize]) -> Result<Infe
     Ok(Inferred::new(ty.dtype, shape).with(content))
 }
 
-pub(super) fn squeeze(cx: &mut Context<'_, '_>, axes: &[usize]) -> Result<Inferred, InferError> {
+fn squeeze(cx: &mut Context<'_, '_>, axes: &[usize]) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let Some(ty) = x.ty else { return Ok(Inferred::unknown()) };
     let named = axis_set(axes, ty.rank())?;
@@ -104,7 +122,7 @@ pub(super) fn squeeze(cx: &mut Context<'_, '_>, axes: &[usize]) -> Result<Inferr
     Ok(Inferred::new(ty.dtype, shape).with(content))
 }
 
-pub(super) fn unsqueeze(cx: &mut Context<'_, '_>, axes: &[usize]) -> Result<Inferred, InferError> {
+fn unsqueeze(cx: &mut Context<'_, '_>, axes: &[usize]) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let Some(ty) = x.ty else { return Ok(Inferred::unknown()) };
     let rank = ty.rank() + axes.len();
@@ -121,7 +139,7 @@ pub(super) fn unsqueeze(cx: &mut Context<'_, '_>, axes: &[usize]) -> Result<Infe
 }
 
 /// `x, shape`; two-way broadcasting.
-pub(super) fn expand(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn expand(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let known_target = Small::of(&cx.required(1, "shape")?).is_some();
     let (Some(ty), Some(target)) = (x.ty, cx.sizes(1, "shape")?) else { return Ok(Inferred::unknown()) };
@@ -150,7 +168,7 @@ fn expand_unknown(from: &[Dim], fresh: Vec<Dim>) -> Vec<Dim> {
     shape
 }
 
-pub(super) fn concat(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
+fn concat(cx: &mut Context<'_, '_>, axis: usize) -> Result<Inferred, InferError> {
     let mut operands = Vec::with_capacity(cx.len());
     for i in 0..cx.len() {
         operands.push(cx.required(i, "part")?);
@@ -195,7 +213,7 @@ fn concat_content(parts: &[Small], axis: usize, shape: Vec<usize>) -> Option<Sma
 }
 
 /// `x, repeats`.
-pub(super) fn tile(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn tile(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let (x, repeats) = (cx.required(0, "x")?, cx.required(1, "repeats")?);
     let (Some(ty), Some(fresh)) = (x.ty, cx.sizes(1, "repeats")?) else { return Ok(Inferred::unknown()) };
     if fresh.len() != ty.rank() {
@@ -217,7 +235,7 @@ pub(super) fn tile(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
 }
 
 /// `x, pads, value?`; pads of all axes: begins, then ends; a negative pad crops.
-pub(super) fn pad(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn pad(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let (x, pads) = (cx.ty(0, "x")?, cx.required(1, "pads")?);
     let Some(ty) = x else { return Ok(Inferred::unknown()) };
     if let Some(value) = cx.optional(2).and_then(|v| v.ty) {
@@ -242,7 +260,7 @@ pub(super) fn pad(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
 }
 
 /// Sizes `start..end` of `x`.
-pub(super) fn shape(cx: &mut Context<'_, '_>, start: usize, end: usize) -> Result<Inferred, InferError> {
+fn shape(cx: &mut Context<'_, '_>, start: usize, end: usize) -> Result<Inferred, InferError> {
     let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     let Some(sizes) = ty.shape.get(start..end) else {
         return fail(format!("sizes {start}..{end} are outside rank {}", ty.rank()));
@@ -252,7 +270,7 @@ pub(super) fn shape(cx: &mut Context<'_, '_>, start: usize, end: usize) -> Resul
 }
 
 /// Number of elements.
-pub(super) fn size(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
+fn size(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let Some(ty) = cx.ty(0, "x")? else { return Ok(Inferred::unknown()) };
     let content = Small { shape: vec![], data: vec![ty.elements()] };
     Ok(Inferred::new(DType::I64, vec![]).with(Some(content)))

@@ -2,14 +2,22 @@
 
 use super::content::{Small, known};
 use super::context::{Context, axis_set, fail};
-use super::{InferError, Inferred};
-use crate::ir::Dim;
+use super::{Answer, InferError, Inferred, one};
+use crate::ir::{Dim, Op};
+
+/// The results of the operators of this family.
+pub(super) fn infer(op: &Op, cx: &mut Context<'_, '_>) -> Option<Answer> {
+    match op {
+        Op::Slice { axes, steps } => Some(one(slice(cx, axes, steps))),
+        _ => None,
+    }
+}
 
 /// Bounds from here on mean "to the end": exporters write the largest i32 or i64.
 const HUGE: i64 = i32::MAX as i64;
 
 /// `x, starts, ends`.
-pub(super) fn slice(cx: &mut Context<'_, '_>, axes: &[usize], steps: &[i64]) -> Result<Inferred, InferError> {
+fn slice(cx: &mut Context<'_, '_>, axes: &[usize], steps: &[i64]) -> Result<Inferred, InferError> {
     let x = cx.required(0, "x")?;
     let bounds = [cx.required(1, "starts")?, cx.required(2, "ends")?];
     let Some(ty) = x.ty else { return Ok(Inferred::unknown()) };

@@ -333,6 +333,12 @@ pub enum Op {
     /// `i32` (it wraps beyond). Zero points have their matrix's type and broadcast to `a [.., M, 1]` and
     /// `b [.., 1, N]`.
     MatMulInteger,
+    /// `x, w, zero point of x?, zero point of w?` of 8 bits: as `Conv` of the differences, exact in `i32` (it wraps
+    /// beyond); padding counts nothing. Zero points have their operand's type; that of `w` broadcasts to it.
+    ConvInteger {
+        window: Window,
+        group: usize,
+    },
     /// `alpha·op(a)·op(b) + beta·c?`.
     Gemm {
         alpha: f32,

@@ -234,7 +234,7 @@ fn sizes(name: &str, values: &[usize]) -> AttributeProto {
     ints(name, &values.iter().copied().map(index).collect::<Vec<_>>())
 }
 
-fn window_attributes(window: &Window) -> Vec<AttributeProto> {
+pub(super) fn window_attributes(window: &Window) -> Vec<AttributeProto> {
     vec![
         sizes("strides", &window.strides),
         sizes("pads", &window.pads),

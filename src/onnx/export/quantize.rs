@@ -4,7 +4,7 @@ use snlp_passes::ir::{Blocks, DType, Dim, Op, Tensor, Type, ValueId};
 use snlp_passes::rewrite::{ScaleForm, scale_form};
 
 use super::Writer;
-use super::arithmetic::index;
+use super::arithmetic::{index, window_attributes};
 use super::nodes::Call;
 use crate::onnx::attributes::{int, ints};
 use crate::onnx::error::OnnxError;
@@ -22,6 +22,15 @@ impl Writer<'_> {
             }
             Op::DynamicQuantize { .. } => self.plain(call, "DynamicQuantizeLinear", vec![]),
             Op::MatMulInteger => self.plain(call, "MatMulInteger", vec![]),
+            Op::ConvInteger { window, group } => {
+                let mut inputs = call.inputs.clone();
+                if let Some(zero) = call.value(3) {
+                    inputs[3] = self.parameter(call, zero, 3, ScaleForm::Axis(0), 1)?;
+                }
+                let mut attributes = window_attributes(window);
+                attributes.push(int("group", index(*group)));
+                self.push(&call.node.name, "ConvInteger", inputs, call.outputs.clone(), attributes);
+            }
             _ => return Ok(false),
         }
         Ok(true)

@@ -6,10 +6,13 @@ use crate::ir::{Binary, DType, Graph, GraphError, Node, Op, Unary, ValueId};
 /// The activation in the dialect's operators; `None` when it has this one.
 pub(super) fn lower(
     graph: &mut Graph,
-    function: Unary,
     node: &Node,
     dialect: &Dialect,
 ) -> Result<Option<ValueId>, GraphError> {
+    let Op::Unary(function) = node.op else { return Ok(None) };
+    if dialect.unrestricted {
+        return Ok(None);
+    }
     let Some(x) = node.input(0) else { return Ok(None) };
     let Some(dtype) = graph.ty(x).map(|t| t.dtype) else { return Ok(None) };
     let mut with = Build { graph, dtype };

@@ -1,10 +1,10 @@
 //! Attention as MatMul, masks, Softmax, MatMul.
 
-use super::{axis_size, target};
+use super::{Dialect, axis_size, target};
 use crate::ir::{Attention, Binary, DType, Dim, Graph, GraphError, Node, Op, Unary, ValueId};
 
 /// Whether ONNX's own operator says the same.
-pub(super) fn is_standard(graph: &Graph, node: &Node) -> bool {
+fn is_standard(graph: &Graph, node: &Node) -> bool {
     let Op::Attention(attention) = &node.op else { return false };
     let (Some(q), Some(k)) = (node.input(0), node.input(1)) else { return false };
     let (Some(q), Some(k)) = (graph.ty(q), graph.ty(k)) else { return false };
@@ -32,12 +32,21 @@ pub(super) fn is_standard(graph: &Graph, node: &Node) -> bool {
         && attention.softcap.is_none_or(|c| c > 0.0)
 }
 
-/// See [`Attention`] for the formula.
+/// The node in the dialect's operators; `None` when it stands as the dialect has it.
 pub(super) fn lower(
     graph: &mut Graph,
-    attention: Attention,
     node: &Node,
+    dialect: &Dialect,
 ) -> Result<Option<ValueId>, GraphError> {
+    let native = dialect.unrestricted || (dialect.attention && is_standard(graph, node));
+    match node.op {
+        Op::Attention(attention) if !native => decomposed(graph, attention, node),
+        _ => Ok(None),
+    }
+}
+
+/// See [`Attention`] for the formula.
+fn decomposed(graph: &mut Graph, attention: Attention, node: &Node) -> Result<Option<ValueId>, GraphError> {
     let (Some(q), Some(k), Some(v)) = (node.input(0), node.input(1), node.input(2)) else {
         return Ok(None);
     };

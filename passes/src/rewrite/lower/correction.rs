@@ -3,15 +3,23 @@
 //! With `d = f - s`, the errors that the units made: the identity's `s' = cumsum(d) + s` and the linear
 //! `s' = T·d + s`. Nothing large cancels.
 
-use super::{slice, target};
+use super::{Dialect, slice, target};
 use crate::ir::{Binary, Correction, CorrectionForm, Dim, Graph, GraphError, Node, Op, Reduce, ValueId};
 
-/// See [`Correction`] for the formula. `None` when the number of units is not known.
+/// The node in the dialect's operators; `None` when it has corrections.
 pub(super) fn lower(
     graph: &mut Graph,
-    correction: Correction,
     node: &Node,
+    dialect: &Dialect,
 ) -> Result<Option<ValueId>, GraphError> {
+    match node.op {
+        Op::Correction(correction) if !dialect.corrections => summed(graph, correction, node),
+        _ => Ok(None),
+    }
+}
+
+/// See [`Correction`] for the formula. `None` when the number of units is not known.
+fn summed(graph: &mut Graph, correction: Correction, node: &Node) -> Result<Option<ValueId>, GraphError> {
     let (Some(f), Some(s)) = (node.input(0), node.input(1)) else { return Ok(None) };
     let (Some(shape), Some(s_rank)) = (graph.shape(f).map(<[Dim]>::to_vec), graph.ty(s).map(|t| t.rank()))
     else {

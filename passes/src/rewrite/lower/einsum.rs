@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::target;
+use super::{Dialect, target};
 use crate::ir::{Binary, Dim, Graph, GraphError, Node, Op, Reduce, ValueId};
 
 /// A value with a letter for each axis.
@@ -20,7 +20,15 @@ struct Labelled {
 }
 
 /// `None` where the equation has what this does not cover: an ellipsis whose axes broadcast.
-pub(super) fn lower(graph: &mut Graph, equation: &str, node: &Node) -> Result<Option<ValueId>, GraphError> {
+pub(super) fn lower(
+    graph: &mut Graph,
+    node: &Node,
+    dialect: &Dialect,
+) -> Result<Option<ValueId>, GraphError> {
+    let Op::Einsum { equation } = &node.op else { return Ok(None) };
+    if dialect.einsum {
+        return Ok(None);
+    }
     let mut values: Vec<ValueId> = node.operands().collect();
     let Some(ranks) = values.iter().map(|v| graph.shape(*v).map(<[Dim]>::len)).collect::<Option<Vec<_>>>()
     else {

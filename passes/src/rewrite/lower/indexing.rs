@@ -7,10 +7,17 @@
 //!   EyeLike(x)                 becomes  Equal(Range(rows) + k, Range(columns))
 //! ```
 
-use super::slice;
+use super::{Dialect, slice};
 use crate::ir::{Binary, DType, Dim, Graph, GraphError, Node, Op, ScatterReduction, Tensor, ValueId};
 
-pub(super) fn lower(graph: &mut Graph, node: &Node) -> Result<Option<ValueId>, GraphError> {
+pub(super) fn lower(
+    graph: &mut Graph,
+    node: &Node,
+    dialect: &Dialect,
+) -> Result<Option<ValueId>, GraphError> {
+    if dialect.composites {
+        return Ok(None);
+    }
     match (&node.op, node.input(0), node.input(1), node.input(2)) {
         (Op::OneHot { axis }, Some(indices), Some(depth), Some(values)) => {
             one_hot(graph, *axis, [indices, depth, values])
@@ -74,15 +81,29 @@ fn one_hot(
 }
 
 /// Numbers of the rows that `indices [.., k]` select from the first `k` axes of `sizes`, with the last
-/// axis of size 1.
-fn rows(graph: &mut Graph, indices: ValueId, sizes: &[Dim]) -> Result<Option<ValueId>, GraphError> {
+/// axis of size 1. An index outside its axis gives a row outside of all `count` rows, not another one's.
+fn rows(
+    graph: &mut Graph,
+    indices: ValueId,
+    sizes: &[Dim],
+    count: &Dim,
+) -> Result<Option<ValueId>, GraphError> {
     let Some(axis) = graph.shape(indices).and_then(|s| s.len().checked_sub(1)) else { return Ok(None) };
     let indices = graph.add(Op::Cast { to: DType::I64 }, &[indices])?;
-    let mut sum: Option<ValueId> = None;
+    let zero = graph.scalar(0i64);
+    let (mut sum, mut outside): (Option<ValueId>, Option<ValueId>) = (None, None);
     for (size, i) in sizes.iter().zip(0i64..) {
         let index = slice(graph, indices, axis, (i, i + 1, 1))?;
         let size = graph.dim_scalar(size)?;
         let index = from_start(graph, index, size)?;
+        let below = graph.add(Op::Binary(Binary::Less), &[index, zero])?;
+        let beyond = graph.add(Op::Binary(Binary::GreaterOrEqual), &[index, size])?;
+        for wrong in [below, beyond] {
+            outside = Some(match outside {
+                None => wrong,
+                Some(before) => graph.add(Op::Binary(Binary::Or), &[before, wrong])?,
+            });
+        }
         sum = Some(match sum {
             None => index,
             Some(sum) => {
@@ -91,7 +112,9 @@ fn rows(graph: &mut Graph, indices: ValueId, sizes: &[Dim]) -> Result<Option<Val
             }
         });
     }
-    Ok(sum)
+    let (Some(sum), Some(outside)) = (sum, outside) else { return Ok(None) };
+    let nowhere = graph.dim_scalar(count)?;
+    graph.add(Op::Where, &[outside, nowhere, sum]).map(Some)
 }
 
 fn reshape(graph: &mut Graph, x: ValueId, dims: &[Dim]) -> Result<ValueId, GraphError> {
@@ -111,10 +134,11 @@ fn gather_nd(
     let Some(k) = k.known_size().filter(|k| *k > 0) else { return Ok(None) };
     let (batch, inner) = shape.split_at(batch_dims.min(shape.len()));
     let (indexed, rest) = inner.split_at(k.min(inner.len()));
-    let Some(mut at) = rows(graph, indices, indexed)? else { return Ok(None) };
+    let count = Dim::product(batch) * Dim::product(indexed);
+    let Some(mut at) = rows(graph, indices, indexed, &count)? else { return Ok(None) };
     if batch_dims > 0 {
-        let count = graph.dim_scalar(&Dim::product(batch))?;
-        let number = range(graph, count)?;
+        let batches = graph.dim_scalar(&Dim::product(batch))?;
+        let number = range(graph, batches)?;
         let wide: Vec<Dim> =
             batch.iter().cloned().chain(lead[batch_dims..].iter().map(|_| Dim::ONE)).collect();
         let number = reshape(graph, number, &[wide, vec![Dim::ONE]].concat())?;
@@ -123,7 +147,6 @@ fn gather_nd(
         at = graph.add(Op::Binary(Binary::Add), &[first, at])?;
     }
     let at = graph.add(Op::Squeeze { axes: vec![lead.len()] }, &[at])?;
-    let count = Dim::product(batch) * Dim::product(indexed);
     let table = reshape(graph, data, &[std::slice::from_ref(&count), rest].concat())?;
     graph.add(Op::Gather { axis: 0 }, &[table, at]).map(Some)
 }
@@ -138,12 +161,13 @@ fn scatter_nd(
     let Some((k, lead)) = index_shape.split_last() else { return Ok(None) };
     let Some(k) = k.known_size().filter(|k| *k > 0) else { return Ok(None) };
     let (indexed, rest) = shape.split_at(k.min(shape.len()));
-    let Some(at) = rows(graph, indices, indexed)? else { return Ok(None) };
+    let table_rows = Dim::product(indexed);
+    let Some(at) = rows(graph, indices, indexed, &table_rows)? else { return Ok(None) };
     let (count, width) = (Dim::product(lead), Dim::product(rest));
     let at = reshape(graph, at, &[count.clone(), Dim::ONE])?;
     let wide = graph.dims(&[count.clone(), width.clone()])?;
     let at = graph.add(Op::Expand, &[at, wide])?;
-    let table = reshape(graph, data, &[Dim::product(indexed), width.clone()])?;
+    let table = reshape(graph, data, &[table_rows, width.clone()])?;
     let updates = reshape(graph, updates, &[count, width])?;
     let done = graph.add(Op::ScatterElements { axis: 0, reduction }, &[table, at, updates])?;
     reshape(graph, done, &shape).map(Some)

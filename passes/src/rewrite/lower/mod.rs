@@ -11,12 +11,14 @@
 
 mod activations;
 mod attention;
+mod convolution;
 mod correction;
 mod dims;
 mod einsum;
 mod indexing;
 mod movement;
 mod norms;
+mod products;
 mod quantize;
 mod rotary;
 #[cfg(test)]
@@ -27,7 +29,7 @@ pub use quantize::{Quantization, ScaleForm, scale_form};
 
 use super::sweep::{sweep, sweep_first};
 use super::{Fidelity, Notes, Pass, PassError, apply_pass, cse};
-use crate::ir::{Dim, Graph, GraphError, NodeId, Op, Symbol, ValueId};
+use crate::ir::{Dim, Graph, GraphError, Node, NodeId, Op, Symbol, ValueId};
 use std::collections::HashSet;
 
 /// The operators that a target has natively. What is false is decomposed.
@@ -62,6 +64,8 @@ pub struct Dialect {
     pub corrections: bool,
     /// Quantisation.
     pub quantization: Quantization,
+    /// `MatMul` over an axis along which an operand is expanded.
+    pub repeated_contraction: bool,
     /// [`Op::Dims`]; without it sizes are computed from the shapes of the inputs.
     pub dims: bool,
 }
@@ -85,6 +89,7 @@ impl Dialect {
             composites: true,
             corrections: false,
             quantization: Quantization::Onnx(opset),
+            repeated_contraction: true,
             dims: false,
         }
     }
@@ -105,6 +110,7 @@ impl Dialect {
             composites: true,
             corrections: false,
             quantization: Quantization::Plain,
+            repeated_contraction: false,
             dims: false,
         }
     }
@@ -125,6 +131,7 @@ impl Dialect {
             composites: false,
             corrections: true,
             quantization: Quantization::Every,
+            repeated_contraction: true,
             dims: true,
         }
     }
@@ -135,9 +142,12 @@ pub fn lower(graph: &mut Graph, dialect: &Dialect) -> Result<usize, PassError> {
     const DEAD: Pass =
         Pass { name: "dead-code", fidelity: Fidelity::Exact, apply: |graph, _| Ok(graph.remove_dead()) };
     let edit = |source| PassError::Edit { pass: "lower", source };
-    // First, because it makes a Quantize that the dialect may lack.
+    // First, because they make a Quantize and a MatMulInteger that the dialect may lack.
     let mut lowered = sweep(graph, |graph, id| quantize::dynamic(graph, id, dialect)).map_err(edit)?;
+    lowered += sweep_first(graph, |graph, id| convolution::integer(graph, id, dialect)).map_err(edit)?;
     lowered += sweep_first(graph, |graph, id| replaced(graph, id, dialect)).map_err(edit)?;
+    // Behind those that make products.
+    lowered += sweep_first(graph, |graph, id| products::lower(graph, id, dialect)).map_err(edit)?;
     if !dialect.dims {
         lowered += dims::lower(graph).map_err(edit)?;
     }
@@ -151,38 +161,30 @@ pub fn lower(graph: &mut Graph, dialect: &Dialect) -> Result<usize, PassError> {
     Ok(lowered)
 }
 
+/// A family of operators: what a node becomes, or `None` where the dialect has it or it is of another family.
+type Family = fn(&mut Graph, &Node, &Dialect) -> Result<Option<ValueId>, GraphError>;
+
+const FAMILIES: [Family; 10] = [
+    activations::lower,
+    norms::lower,
+    rotary::lower,
+    attention::lower,
+    quantize::lower,
+    einsum::lower,
+    indexing::lower,
+    movement::lower,
+    windows::lower,
+    correction::lower,
+];
+
 fn replaced(graph: &mut Graph, id: NodeId, dialect: &Dialect) -> Result<Option<ValueId>, GraphError> {
     let Some(node) = graph.node(id).cloned() else { return Ok(None) };
-    match &node.op {
-        Op::Unary(_) | Op::LayerNorm { .. } | Op::RmsNorm { .. } | Op::Rotary(_) | Op::Attention(_)
-            if dialect.unrestricted =>
-        {
-            Ok(None)
+    for family in FAMILIES {
+        if let Some(new) = family(graph, &node, dialect)? {
+            return Ok(Some(new));
         }
-        Op::Unary(function) => activations::lower(graph, *function, &node, dialect),
-        Op::LayerNorm { .. } | Op::RmsNorm { .. } => norms::lower(graph, &node, dialect),
-        Op::Rotary(rotary) if !dialect.rotary => rotary::lower(graph, *rotary, &node),
-        Op::Attention(attention) if !dialect.attention || !attention::is_standard(graph, &node) => {
-            attention::lower(graph, *attention, &node)
-        }
-        Op::Quantize { .. } | Op::Dequantize { .. } | Op::MatMulInteger => {
-            quantize::lower(graph, &node, dialect)
-        }
-        Op::Einsum { equation } if !dialect.einsum => einsum::lower(graph, equation, &node),
-        Op::OneHot { .. } | Op::GatherNd { .. } | Op::ScatterNd { .. } | Op::EyeLike { .. }
-            if !dialect.composites =>
-        {
-            indexing::lower(graph, &node)
-        }
-        Op::Tile | Op::Pad { .. } if !dialect.composites => movement::lower(graph, &node),
-        Op::BatchNorm { .. } | Op::GlobalAveragePool | Op::AveragePool { .. } | Op::MaxPool { .. }
-            if !dialect.composites =>
-        {
-            windows::lower(graph, &node)
-        }
-        Op::Correction(correction) if !dialect.corrections => correction::lower(graph, *correction, &node),
-        _ => Ok(None),
     }
+    Ok(None)
 }
 
 /// Sizes that are known or made of symbols that the inputs bind.

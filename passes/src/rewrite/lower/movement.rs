@@ -6,12 +6,21 @@
 //!   Pad(x, edge..)           becomes  Gather(x, [0, 0, 0, 1, 2, ..]) along each padded axis
 //! ```
 
-use super::slice;
+use super::{Dialect, slice};
 use crate::ir::{Dim, Graph, GraphError, Node, Op, PadMode, Tensor, ValueId};
 use crate::rewrite::matching::ints;
 
-pub(super) fn lower(graph: &mut Graph, node: &Node) -> Result<Option<ValueId>, GraphError> {
-    let (Some(x), Some(amounts)) = (node.input(0), node.input(1)) else { return Ok(None) };
+pub(super) fn lower(
+    graph: &mut Graph,
+    node: &Node,
+    dialect: &Dialect,
+) -> Result<Option<ValueId>, GraphError> {
+    if dialect.composites {
+        return Ok(None);
+    }
+    let (Op::Tile | Op::Pad { .. }, Some(x), Some(amounts)) = (&node.op, node.input(0), node.input(1)) else {
+        return Ok(None);
+    };
     let Some(shape) = graph.shape(x).map(<[Dim]>::to_vec) else { return Ok(None) };
     let Some(amounts) = ints(graph, amounts) else { return Ok(None) };
     match &node.op {

@@ -12,6 +12,7 @@ pub(super) fn lower(
     let Some(x) = node.input(0) else { return Ok(None) };
     let Some(ty) = graph.ty(x).cloned() else { return Ok(None) };
     let (native, axis) = match node.op {
+        _ if dialect.unrestricted => return Ok(None),
         Op::LayerNorm { axis, .. } => (dialect.layer_norm, axis),
         Op::RmsNorm { axis, .. } => (dialect.rms_norm, axis),
         _ => return Ok(None),

@@ -1,10 +1,21 @@
 //! Rotary position embedding as slices and products.
 
-use super::{slice, target};
+use super::{Dialect, slice, target};
 use crate::ir::{Binary, Dim, Graph, GraphError, Node, Op, Rotary, RotaryTable, Unary, ValueId};
 
 /// See [`Rotary`] for the formula.
-pub(super) fn lower(graph: &mut Graph, rotary: Rotary, node: &Node) -> Result<Option<ValueId>, GraphError> {
+pub(super) fn lower(
+    graph: &mut Graph,
+    node: &Node,
+    dialect: &Dialect,
+) -> Result<Option<ValueId>, GraphError> {
+    match node.op {
+        Op::Rotary(rotary) if !dialect.rotary => rotated(graph, rotary, node),
+        _ => Ok(None),
+    }
+}
+
+fn rotated(graph: &mut Graph, rotary: Rotary, node: &Node) -> Result<Option<ValueId>, GraphError> {
     let (Some(x), Some(cos), Some(sin)) = (node.input(0), node.input(1), node.input(2)) else {
         return Ok(None);
     };

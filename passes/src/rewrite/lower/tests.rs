@@ -315,6 +315,30 @@ fn indices_of_several_axes_become_rows() {
 }
 
 #[test]
+fn an_index_outside_one_axis_reads_no_other_row() {
+    let fails = |op: Op, shape: &[i64], constants: Vec<Tensor>| {
+        let g = on_constants(op, shape, constants);
+        let mut out = g.clone();
+        lower(&mut out, &Dialect::runtime()).unwrap();
+        let x = crate::rewrite::testing::inputs(&g);
+        [g, out].map(|g| crate::eval::eval_graph(&g, &x).is_err())
+    };
+    // More than inference looks at; flattened, each of these is a row of the table.
+    const N: usize = 40;
+    for at in [[0, 3], [1, -4], [-3, 1]] {
+        let at = || ints(&[N, 2], &at.repeat(N));
+        assert_eq!(fails(Op::GatherNd { batch_dims: 0 }, &[2, 3, 4], vec![at()]), [true; 2]);
+        let op = Op::ScatterNd { reduction: ScatterReduction::Add };
+        assert_eq!(fails(op, &[2, 3], vec![at(), random(3, &[N])]), [true; 2]);
+    }
+    for at in [[0, 3], [-4, 0]] {
+        let at: Vec<i64> = at.iter().flat_map(|i| [*i; N]).collect();
+        let op = Op::GatherNd { batch_dims: 1 };
+        assert_eq!(fails(op, &[2, 3, 4], vec![ints(&[2, N, 1], &at)]), [true; 2]);
+    }
+}
+
+#[test]
 fn repetition_and_padding_become_views_and_gathers() {
     without_composites(&on_constants(Op::Tile, &[2, 3, 1], vec![ints(&[3], &[2, 1, 3])]));
     without_composites(&on_constants(Op::Tile, &[-1, -2], vec![ints(&[2], &[2, 3])]));

@@ -7,12 +7,19 @@
 //!   BatchNormalization         becomes  (x - mean) · scale / Sqrt(variance + ε) + bias
 //! ```
 
-use super::{movement, slice};
+use super::{Dialect, movement, slice};
 use crate::ir::{
     Binary, DType, Dim, Graph, GraphError, Node, Op, PadMode, Reduce, Tensor, Unary, ValueId, Window,
 };
 
-pub(super) fn lower(graph: &mut Graph, node: &Node) -> Result<Option<ValueId>, GraphError> {
+pub(super) fn lower(
+    graph: &mut Graph,
+    node: &Node,
+    dialect: &Dialect,
+) -> Result<Option<ValueId>, GraphError> {
+    if dialect.composites {
+        return Ok(None);
+    }
     let Some(x) = node.input(0) else { return Ok(None) };
     let Some(ty) = graph.ty(x).cloned() else { return Ok(None) };
     match &node.op {

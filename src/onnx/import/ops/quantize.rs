@@ -6,7 +6,7 @@
 use snlp_passes::ir::{Binary, Blocks, DType, Dim, Op, ValueId};
 use snlp_passes::rewrite::reshape;
 
-use super::{Builder, Built, Decline, NodeContext};
+use super::{Builder, Built, Decline, NodeContext, window};
 use crate::onnx::error::OnnxError;
 use crate::onnx::tensor::dtype_of;
 
@@ -24,6 +24,12 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
             Ok(vec![product(c, a, b, zero_a, zero_b)?])
         },
         "QLinearMatMul" => linear_matmul,
+        "ConvInteger" => |c| {
+            let (x, w) = (c.input(0)?, c.input(1)?);
+            let (zero_x, zero_w) = (c.optional(2), c.optional(3));
+            Ok(vec![convolved(c, x, w, zero_x, zero_w)?])
+        },
+        "QLinearConv" => linear_conv,
         _ => return None,
     })
 }
@@ -140,6 +146,38 @@ pub(super) fn product(
     let zero_a = zero_point(c, a, zero_a).map(|z| parameter(c, z, 2, 0)).transpose()?;
     let zero_b = zero_point(c, b, zero_b);
     c.add_optional(Op::MatMulInteger, vec![Some(a), Some(b), zero_a, zero_b])
+}
+
+/// The convolution of two tensors of integers with optional zero points: that of `x` single, that of `w` single or
+/// for each filter.
+fn convolved(
+    c: &mut NodeContext<'_>,
+    x: ValueId,
+    w: ValueId,
+    zero_x: Option<ValueId>,
+    zero_w: Option<ValueId>,
+) -> Result<ValueId, Decline> {
+    let (window, group) = window::convolution(c, x, w)?;
+    let rank = c.rank(w)?;
+    let zero_w = zero_point(c, w, zero_w).map(|z| parameter(c, z, rank, 0)).transpose()?;
+    c.add_optional(Op::ConvInteger { window, group }, vec![Some(x), Some(w), zero_x, zero_w])
+}
+
+/// `x, its scale and zero point, w, its scale and zero point, those of the result, bias?`: the bias is of i32, at
+/// the scale of the products.
+fn linear_conv(c: &mut NodeContext<'_>) -> Built {
+    let [x, scale_x, zero_x, w, scale_w, zero_w, scale, zero] = inputs::<8>(c)?;
+    let rank = c.rank(x)?;
+    let mut integers = convolved(c, x, w, Some(zero_x), Some(zero_w))?;
+    if let Some(bias) = c.optional(8) {
+        let bias = parameter(c, bias, rank, 1)?;
+        integers = c.add(Op::Binary(Binary::Add), &[integers, bias])?;
+    }
+    let scale_w = parameter(c, scale_w, rank, 1)?;
+    let factor = c.add(Op::Binary(Binary::Mul), &[scale_x, scale_w])?;
+    let factor = c.add(Op::Binary(Binary::Div), &[factor, scale])?;
+    let y = scaled(c, integers, factor)?;
+    Ok(vec![rounded(c, y, zero)?])
 }
 
 /// The integers of [`product`] as floats, times `factor` (which broadcasts).

@@ -18,6 +18,12 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
 
 fn conv(c: &mut NodeContext<'_>) -> Built {
     let (x, w) = (c.input(0)?, c.input(1)?);
+    let (window, group) = convolution(c, x, w)?;
+    c.one(Op::Conv { window, group })
+}
+
+/// The window and the number of groups of a convolution of `x` by `w`.
+pub(super) fn convolution(c: &NodeContext<'_>, x: ValueId, w: ValueId) -> Result<(Window, usize), Decline> {
     let kernel = match sizes(c, "kernel_shape")? {
         Some(kernel) => kernel,
         None => {
@@ -30,7 +36,7 @@ fn conv(c: &mut NodeContext<'_>) -> Built {
         .ok()
         .filter(|g| *g > 0)
         .ok_or_else(|| OnnxError::invalid(format!("has {given} groups")))?;
-    c.one(Op::Conv { window, group })
+    Ok((window, group))
 }
 
 fn average_pool(c: &mut NodeContext<'_>) -> Built {
