@@ -25,9 +25,49 @@ pub fn sample_sizes(graph: &Graph, length: usize) -> Bindings {
         }
     }
     for symbol in inputs.iter().flat_map(|(_, ty)| ty.shape.iter().flat_map(|d| d.symbols())) {
-        bind(&symbol, if symbol.name().contains("past") { 0 } else { length });
+        bind(&symbol, if is_past(&symbol) { 0 } else { length });
     }
     sizes
+}
+
+/// Whether a symbol is the length of a cache.
+fn is_past(symbol: &Symbol) -> bool {
+    symbol.name().contains("past")
+}
+
+/// Sizes for one new position behind caches of `past` positions; `None` for a model without caches.
+pub fn decode_sizes(graph: &Graph, past: usize) -> Option<Bindings> {
+    let mut sizes = sample_sizes(graph, 1);
+    let past = i64::try_from(past).ok()?;
+    let caches: Vec<Symbol> = sizes.keys().filter(|s| is_past(s)).cloned().collect();
+    if caches.is_empty() {
+        return None;
+    }
+    sizes.extend(caches.into_iter().map(|symbol| (symbol, past)));
+    // Where a cache's other axes are named, what the model returns in their place has them.
+    for (_, ty) in input_types(graph).into_iter().filter(|(_, ty)| ty.dtype.is_float() && ty.rank() > 2) {
+        for (axis, symbol) in ty.shape.iter().enumerate().skip(1) {
+            let made =
+                graph.outputs.iter().filter_map(|o| graph.shape(o.value)).filter(|s| s.len() == ty.rank());
+            if let (Some(symbol), Some(size)) =
+                (symbol.as_symbol(), made.filter_map(|s| s[axis].known()).next())
+            {
+                sizes.insert(symbol.clone(), size);
+            }
+        }
+    }
+    // A mask covers both, under a name of its own where it is not declared as a sum.
+    for (name, ty) in input_types(graph).into_iter().filter(|(name, _)| name.contains("mask")) {
+        let own = |s: &&Symbol| {
+            let others = input_types(graph).into_iter().filter(|(n, _)| *n != name);
+            !others.flat_map(|(_, ty)| ty.shape.iter().flat_map(|d| d.symbols())).any(|o| o == **s)
+        };
+        let last = ty.shape.last().and_then(|d| d.as_symbol()).filter(|s| !is_past(s));
+        if let Some(symbol) = last.filter(own) {
+            sizes.insert(symbol.clone(), past + 1);
+        }
+    }
+    Some(sizes)
 }
 
 /// Inputs at the given sizes, the same in every run.
@@ -137,6 +177,10 @@ mod tests {
         assert_eq!(inputs[1].1.to_i64(), Some(vec![1; 6]));
         assert_eq!(inputs[2].1.to_i64(), Some(vec![0, 1, 2, 3, 4, 5]));
         assert_eq!((inputs[3].1.shape(), inputs[3].1.dtype()), (&[1, 2, 0, 4][..], DType::F16));
+        assert!(
+            decode_sizes(&g, 3)
+                .is_some_and(|s| s[&Symbol::new("past_len")] == 3 && s[&Symbol::new("t")] == 1)
+        );
         let again = sample_inputs(&g, &sizes).expect("made");
         assert!(inputs.iter().zip(&again).all(|((_, a), (_, b))| a == b));
     }

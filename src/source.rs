@@ -38,6 +38,16 @@ pub struct Source {
     pub chain: Result<Chain, Stopped>,
 }
 
+/// Nodes of one operator that nothing here can compute.
+pub struct Unsupported {
+    /// How many there are.
+    pub nodes: usize,
+    /// Name of the first.
+    pub first: String,
+    /// What of it is not understood, where the operator is known.
+    pub reason: Option<String>,
+}
+
 impl Source {
     /// Reads a model, cleans it up and looks for its chain.
     ///
@@ -104,15 +114,20 @@ impl Source {
         self.converted().is_some_and(|plan| plan != "sequential")
     }
 
-    /// Operators that nothing here can compute, with the number of nodes and the name of the first. Those
-    /// that only lack the types of what unknown operators make are not listed.
-    pub fn unsupported(&self) -> BTreeMap<String, (usize, String)> {
+    /// Operators that nothing here can compute. Those that only lack the types of what unknown operators make are
+    /// not listed.
+    pub fn unsupported(&self) -> BTreeMap<String, Unsupported> {
         let mut found = BTreeMap::new();
-        for (_, node) in self.graph.nodes() {
+        for (id, node) in self.graph.nodes() {
             let Op::Opaque(op) = &node.op else { continue };
             let typed = node.operands().all(|v| self.graph.ty(v).is_some());
             if typed || !crate::onnx::knows(&op.domain, &op.op_type) {
-                found.entry(node.op.name()).or_insert_with(|| (0, node.name.clone())).0 += 1;
+                let first = || Unsupported {
+                    nodes: 0,
+                    first: node.name.clone(),
+                    reason: self.model.info.declined.get(&id).cloned(),
+                };
+                found.entry(node.op.name()).or_insert_with(first).nodes += 1;
             }
         }
         found
@@ -120,9 +135,14 @@ impl Source {
 
     /// [`Source::unsupported`] as text.
     fn unsupported_text(&self) -> Option<String> {
-        let one = |(op, (n, first)): (String, (usize, String))| match n {
-            1 => format!("{} (node '{}')", text::name(&op), text::name(&first)),
-            n => format!("{} ({n} nodes, first '{}')", text::name(&op), text::name(&first)),
+        let one = |(op, u): (String, Unsupported)| {
+            let first = text::name(&u.first);
+            let place = match u.nodes {
+                1 => format!("node '{first}'"),
+                n => format!("{n} nodes, first '{first}'"),
+            };
+            let reason = u.reason.map(|r| format!(": {}", text::escaped(&r))).unwrap_or_default();
+            format!("{} ({place}{reason})", text::name(&op))
         };
         let list: Vec<String> = self.unsupported().into_iter().map(one).collect();
         (!list.is_empty()).then(|| list.join(", "))

@@ -12,7 +12,7 @@ use snlp::language::metrics::Deviation;
 use snlp::language::windows::Windows;
 use snlp::passes::eval::eval_graph;
 use snlp::passes::ir::{Graph, Tensor, ValueId};
-use snlp::samples::{sample_inputs, sample_sizes};
+use snlp::samples::{decode_sizes, sample_inputs, sample_sizes};
 use snlp::source::Source;
 use snlp::text;
 
@@ -23,6 +23,8 @@ use super::ui::{self, BAD, BOLD, GOOD, Ui};
 
 /// Positions of the inputs that the evaluator runs on: it is correct, not fast.
 const LENGTH: usize = 24;
+/// Positions in the caches of the step that is compared beside it.
+const PAST: usize = 5;
 /// Forwards that are timed.
 const ROUNDS: usize = 5;
 
@@ -31,6 +33,8 @@ struct OnBackend {
     device: String,
     /// The file against the evaluator, for each output.
     outputs: Vec<(String, Comparison)>,
+    /// The same for one position behind caches, where the model has caches.
+    decode: Vec<(String, Comparison)>,
 }
 
 /// What was found. The first backend is the one that measures quality and time.
@@ -68,6 +72,16 @@ pub fn verify(
     let backends = Backend::open_all(common, ui)?;
     let bar = ui.progress(1 + backends.len() as u64, "verifying");
     let expected = evaluate(rewritten, &inputs_of_file)?;
+    let decode = match decode_sizes(&source.graph, PAST) {
+        Some(sizes) => {
+            let step =
+                sample_inputs(&source.graph, &sizes).and_then(|s| feeds(&source.graph, &s)).map_err(about)?;
+            let step = with_own_caches(rewritten, &step).map_err(about)?;
+            let expected = evaluate(rewritten, &step)?;
+            Some((step, expected))
+        }
+        None => None,
+    };
     bar.inc(1);
 
     let half = common.dtype == Some(super::args::DTypeChoice::F16);
@@ -81,7 +95,14 @@ pub fn verify(
         };
         let actual = parallel.run(&inputs_of_file).map_err(|e| e.about(file))?;
         let reference = sequential.run(&inputs).map_err(about)?;
-        said.push(OnBackend { device: backend.name(), outputs: check(&expected, &actual, tolerance)? });
+        let decode = match &decode {
+            Some((step, expected)) => {
+                check(expected, &parallel.run(step).map_err(|e| e.about(file))?, tolerance)?
+            }
+            None => vec![],
+        };
+        let outputs = check(&expected, &actual, tolerance)?;
+        said.push(OnBackend { device: backend.name(), outputs, decode });
         if first.is_none() {
             let deviation = deviation(source, &reference, &actual)?;
             first = Some((runners, deviation));
@@ -201,7 +222,11 @@ fn deviation(
 
 impl OnBackend {
     fn ok(&self) -> bool {
-        self.outputs.iter().all(|(_, c)| c.ok())
+        self.all().all(|(_, c)| c.ok())
+    }
+
+    fn all(&self) -> impl Iterator<Item = &(String, Comparison)> {
+        self.outputs.iter().chain(&self.decode)
     }
 }
 
@@ -212,11 +237,17 @@ impl Verification {
 
     /// The verification for `--json`.
     pub fn json(&self) -> Value {
-        let outputs = |b: &OnBackend| -> Vec<Value> {
+        let outputs = |all: &[(String, Comparison)]| -> Vec<Value> {
             let one = |(name, c): &(String, Comparison)| json!({ "name": name, "max_abs": c.max_abs, "max_rel": c.max_rel, "ok": c.ok() });
-            b.outputs.iter().map(one).collect()
+            all.iter().map(one).collect()
         };
-        let device = |b: &OnBackend| json!({ "device": b.device, "ok": b.ok(), "outputs": outputs(b) });
+        let device = |b: &OnBackend| {
+            let mut out = json!({ "device": b.device, "ok": b.ok(), "outputs": outputs(&b.outputs) });
+            if !b.decode.is_empty() {
+                out["decode_step"] = json!({ "past": PAST, "outputs": outputs(&b.decode) });
+            }
+            out
+        };
         let d = self.quality.as_ref().map_or(&self.deviation, |(_, p)| &p.deviation);
         let mut out = json!({
             "ok": self.ok(),
@@ -241,10 +272,14 @@ impl Verification {
     pub fn text(&self) -> String {
         let mut out = format!("{BOLD}verified{BOLD:#}     the file read back, against the plain evaluator\n");
         for b in &self.backends {
-            let worst = b.outputs.iter().map(|(_, c)| c.max_rel).fold(0.0, f64::max);
+            let worst = b.all().map(|(_, c)| c.max_rel).fold(0.0, f64::max);
+            let step = match b.decode.is_empty() {
+                true => String::new(),
+                false => format!(", one step behind caches of {PAST} positions too"),
+            };
             let verdict =
                 if b.ok() { format!("{GOOD}agrees{GOOD:#}") } else { format!("{BAD}disagrees{BAD:#}") };
-            out += &format!("  {verdict} to {worst:.1e} of the output's scale on {}\n", b.device);
+            out += &format!("  {verdict} to {worst:.1e} of the output's scale on {}{step}\n", b.device);
         }
         let d = self.quality.as_ref().map_or(&self.deviation, |(_, p)| &p.deviation);
         let device = self.backends.first().map_or("", |b| b.device.as_str());
@@ -277,13 +312,19 @@ impl Verification {
     /// An error when the file and the evaluator disagree.
     pub fn verdict(&self, file: &Path) -> Result<(), Error> {
         let mut failures = Vec::new();
-        for (b, (name, c)) in self.backends.iter().flat_map(|b| b.outputs.iter().map(move |o| (b, o))) {
+        let of_step = |b: &OnBackend, i: usize| match i >= b.outputs.len() {
+            true => format!(" of a step behind caches of {PAST} positions"),
+            false => String::new(),
+        };
+        let all = self.backends.iter().flat_map(|b| b.all().enumerate().map(move |(i, o)| (b, i, o)));
+        for (b, i, (name, c)) in all {
             if let Some(first) = &c.first {
                 failures.push(format!(
-                    "on {}, output '{}'{:?}: the file gives {} but the evaluator {} ({} allows {:.2e})",
+                    "on {}, output '{}'{:?}{}: the file gives {} but the evaluator {} ({} allows {:.2e})",
                     b.device,
                     text::name(name),
                     first.index,
+                    of_step(b, i),
                     first.actual,
                     first.expected,
                     self.tolerance,

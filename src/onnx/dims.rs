@@ -130,6 +130,23 @@ pub(super) fn value_info(name: &str, ty: &Type) -> ValueInfoProto {
     }
 }
 
+/// Whether a declaration is of a tensor like another one, of the same known sizes, and leaves nothing open that the
+/// other one says.
+pub(super) fn agree(a: &ValueInfoProto, b: &ValueInfoProto) -> bool {
+    let tensor = |info: &ValueInfoProto| match info.r#type.as_ref()?.value.as_ref()? {
+        TypeValue::TensorType(tensor) => Some((tensor.elem_type(), tensor.shape.clone()?.dim)),
+        _ => None,
+    };
+    let (Some((a, from)), Some((b, to))) = (tensor(a), tensor(b)) else { return false };
+    let fits = |(a, b): (&Dimension, &Dimension)| match (&a.value, &b.value) {
+        (Some(dimension::Value::DimValue(a)), Some(dimension::Value::DimValue(b))) => a == b,
+        // What is known now has a name there; what is named now may have been left open.
+        (Some(_), _) | (None, None) => true,
+        (None, Some(_)) => false,
+    };
+    a == b && from.len() == to.len() && from.iter().zip(&to).all(fits)
+}
+
 /// Recursive-descent parser of integer expressions over known names.
 struct Parser<'a> {
     rest: &'a str,

@@ -21,10 +21,11 @@ mod tensor;
 #[cfg(test)]
 mod testing;
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use snlp_passes::ir::Graph;
+use snlp_passes::ir::{Graph, NodeId};
 
 pub use error::{ErrorKind, OnnxError};
 pub use export::Written;
@@ -72,6 +73,10 @@ pub struct ModelInfo {
     pub metadata: Vec<(String, String)>,
     /// SHA-256 of the model file (without external data), in hexadecimal.
     pub sha256: String,
+    /// Nodes of [`Model::graph`] that are carried through although their operator is known, and why.
+    pub declined: BTreeMap<NodeId, String>,
+    /// The graph outputs as the file declares them.
+    pub(crate) outputs: Vec<proto::ValueInfoProto>,
     /// Local functions that subgraphs of opaque operators call.
     pub(crate) functions: Vec<proto::FunctionProto>,
 }

@@ -50,6 +50,25 @@ fn unsupported_operators_are_listed_together() {
 }
 
 #[test]
+fn what_is_not_understood_of_a_known_operator_is_said() {
+    for (file, reason) in [
+        ("odd_form", &["com.microsoft::MatMulNBits", "node 'product'", "attribute 'bits' of 2"][..]),
+        ("if_input", &["If", "by the input 'use_cache_branch'", "'--no-post-process'"]),
+    ] {
+        let model = fixture(&format!("bad/{file}.onnx"));
+        let folder = Folder::new();
+        let out = folder.text("out.onnx");
+        for args in [&["run", &model][..], &["convert", &model, "-o", &out, "--plan", "2xF1"]] {
+            snlp(args).code(3).says(reason).says(&["help:"]);
+        }
+        let found = snlp(&["inspect", &model, "--json"]).code(0).json();
+        let said = found["unsupported"][0]["reason"].as_str().unwrap_or_default();
+        assert!(reason.last().is_some_and(|r| said.contains(r)), "{found}");
+        assert!(folder.files().is_empty());
+    }
+}
+
+#[test]
 fn a_model_without_a_chain_is_explained_and_not_converted() {
     let folder = Folder::new();
     for name in ["cnn", "mlp"] {

@@ -95,6 +95,34 @@ fn every_expected_output_is_compared() {
 }
 
 #[test]
+fn products_over_an_axis_along_which_an_operand_repeats_itself() {
+    // Each row of the product is the sum of the weights' row times one row that is repeated.
+    let folder = Folder::new();
+    let mut g = Graph::new("g");
+    let x = g.add_input("x", Type::new(DType::F32, vec![1i64.into(), 3i64.into(), 1i64.into()]));
+    let shape = g.ints(&[1, 3, 4]);
+    let wide = g.add(Op::Expand, &[x, shape]).expect("typed");
+    let wide = g.add(Op::Transpose { perm: vec![0, 2, 1] }, &[wide]).expect("typed");
+    let w = g.constant(Tensor::from_vec(vec![2, 4], (0..8u8).map(f32::from).collect()).expect("fits"));
+    let y = g.add(Op::MatMul, &[w, wide]).expect("typed");
+    g.add_output("y", y);
+    let model = Model { graph: g, info: ModelInfo::standard(17) };
+    model.write(folder.path("m.onnx"), &WriteOptions::default()).expect("written");
+    let archive = |name: &str, array: (&str, Tensor)| {
+        let file = std::fs::File::create(folder.path(name)).expect("created");
+        snlp::npz::write_npz(file, [(array.0, &array.1)].into_iter()).expect("written");
+        folder.text(name)
+    };
+    let floats = |shape: &[usize], x: &[f32]| Tensor::from_vec(shape.to_vec(), x.to_vec()).expect("fits");
+    let inputs = archive("in.npz", ("x", floats(&[1, 3, 1], &[1.0, -2.0, 0.5])));
+    let expected = archive("e.npz", ("y", floats(&[1, 2, 3], &[6.0, -12.0, 3.0, 22.0, -44.0, 11.0])));
+    let model = folder.text("m.onnx");
+    for backend in backends() {
+        snlp(&["run", &model, "--inputs", &inputs, "--expect", &expected, "--backend", backend]).code(0);
+    }
+}
+
+#[test]
 fn small_models_without_a_chain_run() {
     for backend in backends() {
         for name in ["cnn", "mlp", "if_const", "functions"] {

@@ -15,7 +15,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 RANDOM = np.random.default_rng(7)
-TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bool": TensorProto.BOOL, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
+TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "bool": TensorProto.BOOL, "int32": TensorProto.INT32, "int64": TensorProto.INT64,
+         "uint8": TensorProto.UINT8, "int8": TensorProto.INT8}
 OPSET = 17
 
 
@@ -48,7 +49,8 @@ class Case:
 
     def write(self, folder, outputs, want=None):
         inputs = [info(n, a, self.dims[n]) for n, a in self.feeds.items()]
-        kind = lambda o: TensorProto.INT32 if o == "lengths" else TensorProto.FLOAT
+        kinds = {"lengths": TensorProto.INT32, "integers": TensorProto.INT32, "bytes": TensorProto.UINT8}
+        kind = lambda o: kinds.get(o, TensorProto.FLOAT)
         results = [helper.make_tensor_value_info(o, kind(o), None) for o in outputs]
         graph = helper.make_graph(self.nodes, self.name, inputs, results, self.constants)
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)])
@@ -366,9 +368,133 @@ def all_experts(folder):
     experts(folder, "gated_clamped", fused=2, activation_alpha=1.702, activation_beta=1.0, swiglu_limit=0.7, **gated)
 
 
+def integers(low, high, *shape, dtype=np.uint8):
+    return RANDOM.integers(low, high, shape).astype(dtype)
+
+
+def quantised_experts(folder, name, bits, block=0, zeros=False, bias=False, fused=1, **attributes):
+    case = Case(f"experts_quantised_{name}")
+    experts, width, inner = 4, 32, 32
+    case.input("x", floats(2, 3, width), ["batch", "sequence", width])
+    case.input("router", floats(6, experts))
+    operands = ["x", "router"] + [""] * 12
+    for at, (rows, columns) in ((2, (inner * fused, width)), (5, (width, inner))):
+        count = columns // block if block else 1
+        operands[at] = case.constant(f"w{at}", integers(0, 256, experts, rows, columns * bits // 8))
+        scales = RANDOM.uniform(0.01, 0.05, (experts, rows, count)).astype(np.float32)
+        operands[at + 1] = case.constant(f"s{at}", scales if block else scales[..., 0])
+        if bias:
+            operands[at + 2] = case.constant(f"b{at}", floats(experts, rows))
+        if zeros:
+            operands[11 + (at - 2) // 3] = case.constant(f"z{at}", integers(0, 256, experts, rows, -(-count * bits // 8)))
+    more = {"block_size": block} if block else {}
+    case.node("QMoE", operands, ["output"], "com.microsoft", expert_weight_bits=bits, **more, **attributes)
+    case.write(folder, ["output"])
+
+
+def quantised_attention(folder, name, past=0, mask=False, columns=False, kind=np.uint8, **attributes):
+    case = Case(f"attention_quantised_{name}")
+    batch, new, heads, size = 2, 3, 2, 8
+    width = heads * size
+    low, high = (0, 256) if kind == np.uint8 else (-128, 128)
+    operands = [case.input("x", integers(0, 256, batch, new, width), ["batch", "sequence", width]),
+                case.constant("w", integers(low, high, width, 3 * width, dtype=kind)), case.constant("b", floats(3 * width)),
+                case.constant("x_scale", np.float32(0.02)),
+                case.constant("w_scale", RANDOM.uniform(0.001, 0.01, 3 * width).astype(np.float32) if columns else np.float32(0.01)),
+                "", case.constant("x_zero", np.uint8(130)),
+                case.constant("w_zero", np.full(3 * width, 3, kind) if columns else np.array(7, kind)), ""]
+    if mask:
+        valid = np.ones((batch, past + new), np.int32)
+        valid[1, -1] = 0
+        operands[5] = case.input("mask", valid, ["batch", "total"])
+    outputs = ["output"]
+    if past:
+        operands[8] = case.input("past", floats(2, batch, heads, past, size), [2, "batch", heads, "past", size])
+        outputs.append("present")
+    case.node("QAttention", operands, outputs, "com.microsoft", num_heads=heads, **attributes)
+    case.write(folder, outputs)
+
+
+def quantised_embeddings(folder, name, segments=True):
+    case = Case(f"embeddings_quantised_{name}")
+    width = 8
+    operands = [case.input("ids", integers(0, 11, 2, 4, dtype=np.int32), ["batch", "sequence"])] + [""] * 17
+    if segments:
+        operands[1] = case.input("segments", integers(0, 2, 2, 4, dtype=np.int32), ["batch", "sequence"])
+    for at, shape in ((2, (11, width)), (3, (6, width)), (4, (2, width)), (5, (width,)), (6, (width,))):
+        if at == 4 and not segments:
+            continue
+        operands[at] = case.constant(f"t{at}", integers(0, 256, *shape))
+        operands[at + 6] = case.constant(f"s{at}", np.float32(0.01 * at))
+        operands[at + 11] = case.constant(f"z{at}", np.uint8(100 + at))
+    case.node("QEmbedLayerNormalization", operands, ["output", "lengths"], "com.microsoft")
+    case.write(folder, ["output"])
+
+
+def convolution(folder, name, x, w, *, zeros=True, columns=False, bias=False, linear=True, **attributes):
+    case = Case(f"convolution_{name}")
+    filters = w.shape[0]
+    case.input("x", x, ["batch", *x.shape[1:]])
+    case.constant("w", w)
+    w_zero = case.constant("w_zero", np.full(filters, 0, w.dtype) if columns else np.array(0 if w.dtype == np.int8 else 120, w.dtype))
+    x_zero = case.constant("x_zero", np.array(9, x.dtype))
+    if linear:
+        scales = RANDOM.uniform(0.01, 0.05, filters).astype(np.float32) if columns else np.float32(0.02)
+        operands = ["x", case.constant("x_scale", np.float32(0.03)), x_zero, "w", case.constant("w_scale", scales), w_zero,
+                    case.constant("y_scale", np.float32(0.7)), case.constant("y_zero", np.uint8(100)),
+                    case.constant("b", integers(-500, 500, filters, dtype=np.int32)) if bias else ""]
+        case.node("QLinearConv", operands, ["bytes"], **attributes)
+        return case.write(folder, ["bytes"])
+    case.node("ConvInteger", ["x", "w"] + ([x_zero, w_zero] if zeros else []), ["integers"], **attributes)
+    case.write(folder, ["integers"])
+
+
+def all_quantised(folder):
+    # ONNX Runtime's kernel for CPUs normalises whether asked or not.
+    normalised = dict(normalize_routing_weights=1)
+    quantised_experts(folder, "four", 4, k=2, activation_type="silu", **normalised)
+    quantised_experts(folder, "eight_biased", 8, bias=True, k=2, activation_type="gelu", **normalised)
+    quantised_experts(folder, "blocks", 4, block=16, k=2, activation_type="silu", **normalised)
+    quantised_experts(folder, "zero_points", 4, block=16, zeros=True, k=2, activation_type="relu", **normalised)
+    gated = dict(k=2, activation_type="swiglu", swiglu_fusion=1, normalize_routing_weights=1)
+    quantised_experts(folder, "gated", 4, block=16, fused=2, bias=True, **gated)
+    quantised_attention(folder, "plain")
+    quantised_attention(folder, "causal", unidirectional=1, kind=np.int8)
+    quantised_attention(folder, "masked", mask=True)
+    quantised_attention(folder, "past", past=4, unidirectional=1)
+    quantised_attention(folder, "columns", columns=True)
+    quantised_embeddings(folder, "segments")
+    quantised_embeddings(folder, "words_only", segments=False)
+    case = Case("simple_quantised_where")
+    operands = [case.input("condition", RANDOM.random((2, 3, 8)) < 0.5)]
+    for n, scale, zero in (("x", 0.02, 120), ("y", 0.05, 7)):
+        operands += [case.input(n, integers(0, 256, 3, 8) if n == "y" else integers(0, 256, 2, 3, 8)),
+                     case.constant(f"{n}_scale", np.float32(scale)), case.constant(f"{n}_zero", np.uint8(zero))]
+    operands += [case.constant("z_scale", np.float32(0.04)), case.constant("z_zero", np.uint8(90))]
+    case.node("QLinearWhere", operands, ["bytes"], "com.microsoft")
+    case.write(folder, ["bytes"])
+    # Packed zero points are left out by ONNX Runtime where columns have groups of their own.
+    for name, groups in (("neighbours", np.arange(64) // 16), ("shuffled", RANDOM.permutation(np.arange(64) // 16))):
+        case = Case(f"simple_grouped_columns_{name}")
+        operands = [case.input("x", floats(3, 64)), case.constant("w", integers(0, 256, 5, 4, 8)),
+                    case.constant("s", RANDOM.uniform(0.01, 0.1, (5 * 4)).astype(np.float32)), "",
+                    case.constant("g_idx", groups.astype(np.int32))]
+        case.node("MatMulNBits", operands, ["output"], "com.microsoft", K=64, N=5, bits=4, block_size=16)
+        case.write(folder, ["output"])
+    signed = integers(-128, 128, 6, 4, 3, 3, dtype=np.int8)
+    picture = integers(0, 256, 2, 4, 6, 7)
+    convolution(folder, "linear", picture, signed, bias=True, pads=[1, 1, 1, 1])
+    convolution(folder, "linear_columns", picture, signed, columns=True, bias=True, strides=[2, 1], dilations=[1, 2])
+    convolution(folder, "linear_patches", integers(0, 256, 2, 4, 6, 9), signed, strides=[3, 3])
+    convolution(folder, "linear_groups", picture, integers(0, 256, 6, 2, 3, 3), group=2)
+    convolution(folder, "linear_line", integers(0, 256, 2, 4, 9), integers(-128, 128, 5, 4, 3, dtype=np.int8), pads=[1, 1], strides=[2])
+    convolution(folder, "integer", picture, signed, linear=False, pads=[0, 1, 2, 1])
+    convolution(folder, "integer_without_zeros", picture, integers(0, 256, 6, 2, 3, 2), linear=False, zeros=False, group=2)
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
-    for family in (all_grouped, all_multi_head, all_attention, all_rotary, all_norms, all_embeddings, all_simple, all_experts):
+    for family in (all_grouped, all_multi_head, all_attention, all_rotary, all_norms, all_embeddings, all_simple, all_experts, all_quantised):
         family(folder)
     print(f"{len(list(folder.iterdir()))} cases")
 

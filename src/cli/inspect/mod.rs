@@ -143,7 +143,7 @@ impl Report {
         if !unsupported.is_empty() {
             out["unsupported"] = unsupported
                 .iter()
-                .map(|(op, (n, first))| json!({ "op": op, "nodes": n, "first": first }))
+                .map(|(op, u)| json!({ "op": op, "nodes": u.nodes, "first": u.first, "reason": u.reason }))
                 .collect();
         }
         out["original"] = json!(self.original);

@@ -24,9 +24,10 @@ pub fn text(report: &Report, explain: bool) -> String {
         }
         (None, Ok(_)) => out += &format!("{BOLD}chain{BOLD:#}        not recorded in the converted model\n"),
     }
-    for (op, (n, first)) in report.source.unsupported() {
-        let (op, first) = (name(&op), name(&first));
-        out += &format!("  unsupported  {op}, {}, first '{first}'\n", count(n, "node"));
+    for (op, u) in report.source.unsupported() {
+        let (op, first) = (name(&op), name(&u.first));
+        let reason = u.reason.map(|r| format!(": {}", escaped(&r))).unwrap_or_default();
+        out += &format!("  unsupported  {op}, {}, first '{first}'{reason}\n", count(u.nodes, "node"));
     }
     if let Some((placed, _)) = &report.rewritten {
         let plan = escaped(&report.plan_text().unwrap_or_default()).into_owned();

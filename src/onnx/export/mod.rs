@@ -30,7 +30,7 @@ use snlp_passes::ir::{Def, Graph, Op, Tensor, Type, ValueId, validate};
 use snlp_passes::rewrite::{Dialect, lower};
 
 use self::names::Names;
-use super::dims::value_info;
+use super::dims::{agree, value_info};
 use super::error::OnnxError;
 use super::proto::{
     FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
@@ -59,7 +59,7 @@ pub(super) fn export(model: &Model, inline: bool) -> Result<Exported, OnnxError>
     let graph = &graph;
     let mut writer = Writer::new(graph, opset)?;
     writer.nodes()?;
-    let outputs = writer.outputs();
+    let outputs = writer.outputs(&model.info.outputs);
     let proto = GraphProto {
         name: Some(if graph.name.is_empty() { "graph".into() } else { graph.name.clone() }),
         doc_string: text(&model.info.graph_doc_string),
@@ -295,15 +295,18 @@ impl<'g> Writer<'g> {
         }
     }
 
-    /// The graph outputs; those that are no node's own result become copies.
-    fn outputs(&mut self) -> Vec<ValueInfoProto> {
+    /// The graph outputs; those that are no node's own result become copies. `declared` tells their shapes by the
+    /// original's names, where these do not contradict what is known.
+    fn outputs(&mut self, declared: &[ValueInfoProto]) -> Vec<ValueInfoProto> {
         let mut out = Vec::new();
         for output in &self.graph.outputs {
             let from = self.name(output.value).to_string();
             if from != output.name {
                 self.push("", "Identity", vec![from], vec![output.name.clone()], vec![]);
             }
-            out.push(self.info(output.value, &output.name));
+            let info = self.info(output.value, &output.name);
+            let own = declared.iter().find(|d| d.name() == output.name && agree(d, &info));
+            out.push(own.cloned().unwrap_or(info));
         }
         out
     }

@@ -1,18 +1,20 @@
 //! What the importer of one operator works with.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 
 use snlp_passes::eval::eval_op;
-use snlp_passes::ir::{DType, Dim, Graph, GraphError, Op, Symbol, Tensor, Type, ValueId};
+use snlp_passes::ir::{Attribute, DType, Dim, Graph, GraphError, Op, Symbol, Tensor, Type, ValueId};
 
-use crate::onnx::attributes::Attributes;
+use crate::onnx::attributes::{Attributes, to_ir};
 use crate::onnx::error::OnnxError;
 use crate::onnx::external::ExternalFiles;
-use crate::onnx::proto::NodeProto;
+use crate::onnx::proto::{AttributeProto, NodeProto};
 
 /// Why an operator was not imported as one of the IR's.
 pub(super) enum Decline {
-    /// The IR cannot express it, or not with what is known: it is carried through.
+    /// The IR cannot express it, or not with what is known: it is carried through. What was looked at last is
+    /// the reason.
     Opaque,
     /// It contradicts the specification.
     Error(OnnxError),
@@ -40,6 +42,16 @@ pub(super) type Built = Result<Vec<ValueId>, Decline>;
 /// Imports one operator.
 pub(super) type Builder = fn(&mut NodeContext<'_>) -> Built;
 
+/// What the importer of an operator looked at.
+#[derive(Clone, Copy)]
+pub(super) enum Looked {
+    Nothing,
+    Attribute(&'static str),
+    Operand(usize),
+    Result(usize),
+    Value(ValueId),
+}
+
 /// One node to import, its operands already values of the graph.
 pub(super) struct NodeContext<'a> {
     pub(super) graph: &'a mut Graph,
@@ -53,6 +65,8 @@ pub(super) struct NodeContext<'a> {
     pub(super) files: &'a ExternalFiles,
     pub(super) sizes: &'a HashSet<Symbol>,
     pub(super) used: &'a HashSet<String>,
+    /// What was looked at last.
+    pub(super) looked: Cell<Looked>,
 }
 
 impl NodeContext<'_> {
@@ -64,7 +78,26 @@ impl NodeContext<'_> {
 
     /// Operand `i`, if present.
     pub(super) fn optional(&self, i: usize) -> Option<ValueId> {
+        self.looked.set(Looked::Operand(i));
         self.inputs.get(i).copied().flatten()
+    }
+
+    /// What was looked at last, in words.
+    pub(super) fn looked_at(&self) -> String {
+        let typed = |v: ValueId| self.graph.ty(v).map_or("unknown type".into(), Type::to_string);
+        match self.looked.get() {
+            Looked::Nothing => "in this form".into(),
+            Looked::Attribute(name) => match self.attributes.get(name).map(shown) {
+                Some(value) => format!("with attribute '{name}' of {value}"),
+                None => format!("without attribute '{name}'"),
+            },
+            Looked::Operand(i) => match self.inputs.get(i).copied().flatten() {
+                Some(v) => format!("with operand {i} of {}", typed(v)),
+                None => format!("without operand {i}"),
+            },
+            Looked::Result(i) => format!("with result {i}"),
+            Looked::Value(v) => format!("with a value of {}", typed(v)),
+        }
     }
 
     /// All operands of a variadic operator.
@@ -74,6 +107,7 @@ impl NodeContext<'_> {
 
     /// Whether the model uses result `i`.
     pub(super) fn wants(&self, i: usize) -> bool {
+        self.looked.set(Looked::Result(i));
         self.node.output.get(i).is_some_and(|name| !name.is_empty() && self.used.contains(name))
     }
 
@@ -82,24 +116,28 @@ impl NodeContext<'_> {
         if (1..self.node.output.len()).any(|i| self.wants(i)) { Err(Decline::Opaque) } else { Ok(()) }
     }
 
-    pub(super) fn int(&self, name: &str, default: i64) -> Result<i64, Decline> {
+    pub(super) fn int(&self, name: &'static str, default: i64) -> Result<i64, Decline> {
+        self.looked.set(Looked::Attribute(name));
         Ok(self.attributes.int(name)?.unwrap_or(default))
     }
 
-    pub(super) fn flag(&self, name: &str, default: bool) -> Result<bool, Decline> {
+    pub(super) fn flag(&self, name: &'static str, default: bool) -> Result<bool, Decline> {
         Ok(self.int(name, i64::from(default))? != 0)
     }
 
-    pub(super) fn float(&self, name: &str, default: f32) -> Result<f32, Decline> {
+    pub(super) fn float(&self, name: &'static str, default: f32) -> Result<f32, Decline> {
+        self.looked.set(Looked::Attribute(name));
         Ok(self.attributes.float(name)?.unwrap_or(default))
     }
 
-    pub(super) fn text(&self, name: &str, default: &str) -> Result<String, Decline> {
+    pub(super) fn text(&self, name: &'static str, default: &str) -> Result<String, Decline> {
+        self.looked.set(Looked::Attribute(name));
         Ok(self.attributes.text(name)?.unwrap_or_else(|| default.into()))
     }
 
     /// The type of a value; where it is unknown the operator is carried through.
     pub(super) fn ty(&self, v: ValueId) -> Result<Type, Decline> {
+        self.looked.set(Looked::Value(v));
         self.graph.ty(v).cloned().ok_or(Decline::Opaque)
     }
 
@@ -216,6 +254,18 @@ impl NodeContext<'_> {
             DType::I64 => Ok(v),
             _ => self.add(Op::Cast { to: DType::I64 }, &[v]),
         }
+    }
+}
+
+/// The value of an attribute, for people.
+fn shown(a: &AttributeProto) -> String {
+    match to_ir(a).1 {
+        Attribute::Int(n) => n.to_string(),
+        Attribute::Float(x) => x.to_string(),
+        Attribute::Bytes(text) => format!("'{}'", String::from_utf8_lossy(&text)),
+        Attribute::Ints(all) => format!("{all:?}"),
+        Attribute::Floats(all) => format!("{all:?}"),
+        Attribute::ByteLists(_) | Attribute::Encoded(_) => "a kind that is not read".into(),
     }
 }
 

@@ -19,14 +19,15 @@ mod scope;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use bytes::Bytes;
 use prost::Message;
-use snlp_passes::ir::{Def, Dim, Graph, Symbol, Type, ValueId};
+use snlp_passes::ir::{Def, Dim, Graph, NodeId, Symbol, Type, ValueId};
 
-use self::context::{Decline, NodeContext, constant_of};
+use self::context::{Decline, Looked, NodeContext, constant_of};
 use self::scope::{Opsets, Scope, captured, domain, order, place};
 use super::attributes::Attributes;
 use super::dims::{Symbols, declared_type, input_type};
@@ -77,7 +78,9 @@ pub(super) fn read(data: Bytes, path: &Path) -> Result<Model, OnnxError> {
         graph_doc_string: graph.doc_string().into(),
         metadata: proto.metadata_props.iter().map(|e| (e.key().into(), e.value().into())).collect(),
         sha256,
+        declined: importer.declined,
         functions,
+        outputs: graph.output.clone(),
     };
     Ok(Model { graph: importer.graph, info })
 }
@@ -117,6 +120,26 @@ fn check_opset(opsets: &Opsets) -> Result<(), OnnxError> {
     }
 }
 
+/// Why an `If` is carried through: what decides its branch is known at the run only.
+fn unknown_branch(
+    domain: &str,
+    node: &NodeProto,
+    inputs: &[Option<ValueId>],
+    graph: &Graph,
+) -> Option<String> {
+    if !domain.is_empty() || node.op_type() != "If" {
+        return None;
+    }
+    let condition = graph.value(inputs.first().copied().flatten()?);
+    Some(match (&condition.def, &condition.name) {
+        (Def::Input, Some(name)) => format!(
+            "its branch is chosen by the input '{name}' at each run; export the branches as models of their own: \
+             optimum merges decoders unless told '--no-post-process'"
+        ),
+        _ => "its branch is chosen by a value that only a run computes".into(),
+    })
+}
+
 struct Importer<'m> {
     graph: Graph,
     files: ExternalFiles,
@@ -126,6 +149,8 @@ struct Importer<'m> {
     sizes: HashSet<Symbol>,
     /// Local functions that opaque subgraphs call.
     kept: HashSet<(String, String, String)>,
+    /// Why nodes of known operators are carried through.
+    declined: BTreeMap<NodeId, String>,
     nodes: usize,
 }
 
@@ -144,6 +169,7 @@ impl<'m> Importer<'m> {
             declared: HashMap::new(),
             sizes: HashSet::new(),
             kept: HashSet::new(),
+            declined: BTreeMap::new(),
             nodes: 0,
         }
     }
@@ -249,6 +275,7 @@ impl<'m> Importer<'m> {
         let opset = scope.opsets.version(domain).ok_or_else(|| {
             OnnxError::invalid(format!("the model imports no version of its operator set '{domain}'"))
         })?;
+        let mut reason = unknown_branch(domain, node, &inputs, &self.graph);
         if let Some(build) = ops::lookup(domain, node.op_type()) {
             let inputs = self.sharpened(domain, node.op_type(), inputs.clone());
             let mut context = NodeContext {
@@ -261,14 +288,19 @@ impl<'m> Importer<'m> {
                 files: &self.files,
                 sizes: &self.sizes,
                 used: &scope.used,
+                looked: Cell::new(Looked::Nothing),
             };
             match build(&mut context) {
                 Ok(results) => return Ok(results),
                 Err(Decline::Error(e)) => return Err(e),
-                Err(Decline::Opaque) => {}
+                Err(Decline::Opaque) => reason = Some(format!("not {}", context.looked_at())),
             }
         }
-        self.opaque(node, inputs, attributes, scope)
+        let results = self.opaque(node, inputs, attributes, scope)?;
+        if let (Some(reason), Some(id)) = (reason, results.first().and_then(|v| self.graph.producer(*v))) {
+            self.declined.insert(id, reason);
+        }
+        Ok(results)
     }
 
     /// The operands of an operator whose results' sizes they decide, with constants in the place of those that

@@ -1,9 +1,9 @@
 //! Operators of ONNX Runtime (`com.microsoft`) that are short for standard ones.
 
-use snlp_passes::ir::{Binary, DType, Dim, Op, Reduce, Unary};
+use snlp_passes::ir::{Binary, DType, Dim, Op, Reduce, Unary, ValueId};
 
 use super::attention::rotated;
-use super::{Builder, Built, Decline, NodeContext, grouped, linear, moe, multi_head, norm};
+use super::{Builder, Built, Decline, NodeContext, linear, norm, quantize};
 use crate::onnx::error::OnnxError;
 
 pub(super) fn lookup(op_type: &str) -> Option<Builder> {
@@ -15,11 +15,8 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
             let alpha = c.float("alpha", 1.702)?;
             c.plain(Op::Unary(Unary::Swish { alpha }), 1)
         },
-        "EmbedLayerNormalization" => embed_norm,
-        "Attention" => multi_head::packed_attention,
-        "MultiHeadAttention" => multi_head::multi_head_attention,
-        "GroupQueryAttention" => grouped::group_query_attention,
-        "MoE" => moe::moe,
+        "EmbedLayerNormalization" => |c| embed_norm(c, |c, i| c.input(i)),
+        "QEmbedLayerNormalization" => |c| embed_norm(c, dequantized),
         "RotaryEmbedding" => rotary,
         "FusedMatMul" => fused_matmul,
         "FusedGemm" => fused_gemm,
@@ -63,17 +60,30 @@ fn skip_norm(c: &mut NodeContext<'_>, norm: fn(usize, f32) -> Op, parameters: us
     Ok(vec![normed, sum, sum, sum])
 }
 
+/// A table or factor of `QEmbedLayerNormalization`, operand `i` of 2 to 6, by its scale and zero point.
+fn dequantized(c: &mut NodeContext<'_>, i: usize) -> Result<ValueId, Decline> {
+    let (x, scale, zero) = (c.input(i)?, c.input(i + 6)?, c.input(i + 11)?);
+    let zero = quantize::zero_point(c, x, Some(zero));
+    c.add_optional(Op::Dequantize { blocks: None }, vec![Some(x), Some(scale), zero])
+}
+
 /// Token, position and segment embeddings and the norm of their sum: `ids, segments?, words, positions,
-/// segment table?, scale, shift, mask?, position ids?` → norm, number of unmasked tokens, sum.
-fn embed_norm(c: &mut NodeContext<'_>) -> Built {
-    let (ids, words, positions) = (c.input(0)?, c.input(2)?, c.input(3)?);
+/// segment table?, scale, shift, mask?, position ids?` → norm, number of unmasked tokens, sum. `table` gives
+/// operands 2 to 6 as floats.
+fn embed_norm(
+    c: &mut NodeContext<'_>,
+    table: fn(&mut NodeContext<'_>, usize) -> Result<ValueId, Decline>,
+) -> Built {
+    let (ids, words, positions) = (c.input(0)?, table(c, 2)?, table(c, 3)?);
     let [_, length] = &c.shape(ids)?[..] else { return Err(Decline::Opaque) };
     let mut sum = c.add(Op::Gather { axis: 0 }, &[words, ids])?;
-    if let (Some(segments), Some(table)) = (c.optional(1), c.optional(4)) {
-        let segment = c.add(Op::Gather { axis: 0 }, &[table, segments])?;
+    if let (Some(segments), Some(_)) = (c.optional(1), c.optional(4)) {
+        let segment_table = table(c, 4)?;
+        let segment = c.add(Op::Gather { axis: 0 }, &[segment_table, segments])?;
         sum = c.add(Op::Binary(Binary::Add), &[sum, segment])?;
     }
-    let position = match c.optional(8) {
+    let given = if c.node.op_type() == "EmbedLayerNormalization" { c.optional(8) } else { None };
+    let position = match given {
         Some(at) => c.add(Op::Gather { axis: 0 }, &[positions, at])?,
         None => {
             let (start, end) = (c.graph.ints(&[0]), c.dims(std::slice::from_ref(length))?);
@@ -81,7 +91,7 @@ fn embed_norm(c: &mut NodeContext<'_>) -> Built {
         }
     };
     let sum = c.add(Op::Binary(Binary::Add), &[sum, position])?;
-    let (scale, shift) = (c.input(5)?, c.input(6)?);
+    let (scale, shift) = (table(c, 5)?, table(c, 6)?);
     let epsilon = c.float("epsilon", 1e-12)?;
     let normed = c.add(Op::LayerNorm { axis: 2, epsilon }, &[sum, scale, shift])?;
     let count = match (c.optional(7), c.wants(1)) {

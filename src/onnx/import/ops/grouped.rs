@@ -14,13 +14,17 @@ use snlp_passes::ir::{Attention, Binary, DType, Dim, Op, ScatterReduction, Value
 
 use super::attention::{MAX_HEADS, merge_heads, rotate, split_heads};
 use super::sliding::Sliding;
-use super::{Built, Decline, NodeContext};
+use super::{Builder, Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
+
+pub(super) fn lookup(op_type: &str) -> Option<Builder> {
+    (op_type == "GroupQueryAttention").then_some(group_query_attention as Builder)
+}
 
 /// Inputs of quantised caches, of padded chunks.
 const UNSUPPORTED_INPUTS: [usize; 3] = [12, 13, 16];
 
-pub(super) fn group_query_attention(c: &mut NodeContext<'_>) -> Built {
+fn group_query_attention(c: &mut NodeContext<'_>) -> Built {
     if c.wants(3) || UNSUPPORTED_INPUTS.iter().any(|i| c.optional(*i).is_some()) {
         return Err(Decline::Opaque);
     }

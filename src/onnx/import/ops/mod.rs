@@ -42,9 +42,11 @@ pub(super) fn lookup(domain: &str, op_type: &str) -> Option<Builder> {
         attention::lookup,
         composed::lookup,
     ];
+    const CONTRIB: [Family; 5] =
+        [contrib::lookup, quantize_contrib::lookup, multi_head::lookup, grouped::lookup, moe::lookup];
     match domain {
         "" => STANDARD.iter().find_map(|family| family(op_type)),
-        "com.microsoft" => contrib::lookup(op_type).or_else(|| quantize_contrib::lookup(op_type)),
+        "com.microsoft" => CONTRIB.iter().find_map(|family| family(op_type)),
         export::CORRECTION_DOMAIN => Some(|c| {
             let op = correction(c.node).ok_or(Decline::Opaque)?;
             c.input(1)?;

@@ -1,4 +1,4 @@
-//! Mixtures of experts of ONNX Runtime (`MoE`).
+//! Mixtures of experts of ONNX Runtime (`MoE`, and `QMoE` with quantised weights).
 //!
 //! ```text
 //!   router [N, E] ─▶ Softmax ─▶ the k largest, others 0 ───────────────────┐ gates [E, N, 1]
@@ -8,16 +8,94 @@
 //! Every expert is evaluated for every token, and those not chosen weigh nothing: right for any routing, in
 //! shapes that do not depend on it, at `E / k` times the arithmetic of a sparse evaluation.
 
-use snlp_passes::ir::{Binary, DType, Dim, Op, Reduce, Tensor, Unary, ValueId};
+use snlp_passes::ir::{Binary, Blocks, DType, Dim, Op, Reduce, Tensor, Unary, ValueId};
+use snlp_passes::rewrite::reshape;
 
-use super::{Built, Decline, NodeContext};
+use super::quantize_contrib::{middle, packed_zeros};
+use super::{Builder, Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
 
 /// More experts than any model has; each is compared with each.
 const MAX_EXPERTS: usize = 4096;
 
+pub(super) fn lookup(op_type: &str) -> Option<Builder> {
+    Some(match op_type {
+        "MoE" => moe,
+        "QMoE" => quantised_moe,
+        _ => return None,
+    })
+}
+
 /// `x [.., D], router [N, E], w1 [E, F, D], b1?, w2 [E, D, I], b2?, w3 [E, I, D]?, b3?` → `[.., D]`.
-pub(super) fn moe(c: &mut NodeContext<'_>) -> Built {
+fn moe(c: &mut NodeContext<'_>) -> Built {
+    let weights = [Some(c.input(2)?), Some(c.input(4)?), c.optional(6)];
+    let biases = [3, 5, 7].map(|i| c.optional(i));
+    mixture(c, weights, biases)
+}
+
+/// As [`moe`], behind each matrix its scales: `.., w1 [E, F, D], scales, b1?, ..`, then the zero points.
+fn quantised_moe(c: &mut NodeContext<'_>) -> Built {
+    if (14..21).any(|i| c.optional(i).is_some()) || c.text("quant_type", "int")? != "int" {
+        return Err(Decline::Opaque);
+    }
+    let mut weights = [None; 3];
+    for (i, own) in
+        ["fc1_expert_weight_bits", "fc2_expert_weight_bits", "fc3_expert_weight_bits"].into_iter().enumerate()
+    {
+        let at = 2 + 3 * i;
+        if i == 2 && c.optional(at).is_none() {
+            continue;
+        }
+        let bits = match c.int("expert_weight_bits", 4)? {
+            bits if c.int(own, 0)? == 0 => bits,
+            _ => c.int(own, 0)?,
+        };
+        weights[i] = Some(expert_weights(c, [at, at + 1, 11 + i], bits)?);
+    }
+    let biases = [4, 7, 10].map(|i| c.optional(i));
+    mixture(c, weights, biases)
+}
+
+/// The matrices at the first of the operands, by the scales and zero points at the others.
+fn expert_weights(
+    c: &mut NodeContext<'_>,
+    [w, scales, zeros]: [usize; 3],
+    bits: i64,
+) -> Result<ValueId, Decline> {
+    let (packed, scales, zeros) = (c.input(w)?, c.input(scales)?, c.optional(zeros));
+    let (dtype, per_byte) = match bits {
+        4 => (DType::U4, 2),
+        8 => (DType::U8, 1),
+        _ => return Err(Decline::Opaque),
+    };
+    c.ty(packed)?;
+    let tensor = c.graph.tensor(packed).filter(|t| t.dtype() == DType::U8).cloned().ok_or(Decline::Opaque)?;
+    let &[experts, rows, bytes] = tensor.shape() else { return Err(Decline::Opaque) };
+    let columns = bytes * per_byte;
+    let whole = Tensor::from_parts(dtype, vec![experts, rows, columns], tensor.parts().to_vec())
+        .map_err(|e| OnnxError::invalid(format!("the packed matrices do not fit: {e}")))?;
+    let block = usize::try_from(c.int("block_size", 0)?).ok().filter(|b| *b == 0 || *b >= 16);
+    let block = match block.ok_or(Decline::Opaque)? {
+        // One scale for each row.
+        0 => columns,
+        block => block,
+    };
+    let count = columns.div_ceil(block);
+    let shape = [experts, rows, count].map(Dim::from);
+    let zero = match zeros {
+        None => middle(dtype),
+        Some(zeros) => packed_zeros(c, zeros, dtype, experts * rows, count)?
+            .reshaped(vec![experts, rows, count])
+            .map_err(|_| Decline::Opaque)?,
+    };
+    let name = c.graph.value(packed).name.clone().unwrap_or_default();
+    let (w, zero) = (c.graph.named_constant(&name, whole), c.graph.constant(zero));
+    let scales = reshape(c.graph, scales, &shape)?;
+    let blocks = Some(Blocks { axis: 2, size: block });
+    c.add(Op::Dequantize { blocks }, &[w, scales, zero])
+}
+
+fn mixture(c: &mut NodeContext<'_>, weights: [Option<ValueId>; 3], biases: [Option<ValueId>; 3]) -> Built {
     if c.flag("use_sparse_mixer", false)? || c.flag("swiglu_limit_after_activation", false)? {
         return Err(Decline::Opaque);
     }
@@ -26,8 +104,7 @@ pub(super) fn moe(c: &mut NodeContext<'_>) -> Built {
     let width = shape.last().and_then(Dim::known).ok_or(Decline::Opaque)?;
     let flat = c.graph.ints(&[1, -1, width]);
     let tokens = c.add(Op::Reshape { allow_zero: false }, &[x, flat])?;
-    let (w1, w2, w3) = (c.input(2)?, c.input(4)?, c.optional(6));
-    let [b1, b2, b3] = [3, 5, 7].map(|i| c.optional(i));
+    let ([Some(w1), Some(w2), w3], [b1, b2, b3]) = (weights, biases) else { return Err(Decline::Opaque) };
     let first = expert_product(c, tokens, w1, b1)?;
     let third = w3.map(|w3| expert_product(c, tokens, w3, b3)).transpose()?;
     let inner = activated(c, first, third)?;

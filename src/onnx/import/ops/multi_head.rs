@@ -6,12 +6,22 @@
 use snlp_passes::ir::{Attention, Binary, DType, Dim, Op, Type, ValueId};
 
 use super::attention::{MAX_HEADS, merge_heads, split_heads};
-use super::{Built, Decline, NodeContext};
+use super::quantize::{product, scaled};
+use super::{Builder, Built, Decline, NodeContext};
 use crate::onnx::error::OnnxError;
+
+pub(super) fn lookup(op_type: &str) -> Option<Builder> {
+    Some(match op_type {
+        "Attention" => packed_attention,
+        "MultiHeadAttention" => multi_head_attention,
+        "QAttention" => quantised_attention,
+        _ => return None,
+    })
+}
 
 /// `query, key?, value?, bias?, key_padding_mask?, attention_bias?, past_key?, past_value?` → output, present
 /// key, present value, scores.
-pub(super) fn multi_head_attention(c: &mut NodeContext<'_>) -> Built {
+fn multi_head_attention(c: &mut NodeContext<'_>) -> Built {
     // Shared cache buffers and beams.
     if (8..10).any(|i| c.optional(i).is_some()) || c.wants(3) {
         return Err(Decline::Opaque);
@@ -67,13 +77,43 @@ fn given_heads(c: &mut NodeContext<'_>, heads: i64) -> Result<[ValueId; 3], Decl
 
 /// Self-attention with one matrix for queries, keys and values: `x [B, T, D], w [D, 2·H + E], b?, mask?, past?,
 /// bias of the scores?` → output, present.
-pub(super) fn packed_attention(c: &mut NodeContext<'_>) -> Built {
-    if c.optional(6).is_some() || c.flag("do_rotary", false)? || c.flag("past_present_share_buffer", false)? {
+fn packed_attention(c: &mut NodeContext<'_>) -> Built {
+    if c.optional(6).is_some() {
         return Err(Decline::Opaque);
     }
     let (x, w) = (c.input(0)?, c.input(1)?);
+    let mut qkv = c.add(Op::MatMul, &[x, w])?;
+    if let Some(bias) = c.optional(2) {
+        qkv = c.add(Op::Binary(Binary::Add), &[qkv, bias])?;
+    }
+    let [padding, past, bias] = [3, 4, 5].map(|i| c.optional(i));
+    self_attention(c, qkv, [padding, past, bias])
+}
+
+/// As [`packed_attention`], the product in integers: `x, w, b, scale of x, of w, mask?, zero point of x?, of w?,
+/// past?` → output, present.
+fn quantised_attention(c: &mut NodeContext<'_>) -> Built {
+    let [x, w, bias, scale_x, scale_w] = super::quantize::inputs::<5>(c)?;
+    let (zero_x, zero_w) = (c.optional(6), c.optional(7));
+    let integers = product(c, x, w, zero_x, zero_w)?;
+    let factor = c.binary(Binary::Mul, scale_x, scale_w)?;
+    let qkv = scaled(c, integers, factor)?;
+    let qkv = c.binary(Binary::Add, qkv, bias)?;
+    let [padding, past] = [5, 8].map(|i| c.optional(i));
+    self_attention(c, qkv, [padding, past, None])
+}
+
+/// Attention of what one product made: `qkv [B, T, 2·H + E]`.
+fn self_attention(
+    c: &mut NodeContext<'_>,
+    qkv: ValueId,
+    [padding, past, bias]: [Option<ValueId>; 3],
+) -> Built {
+    if c.flag("do_rotary", false)? || c.flag("past_present_share_buffer", false)? {
+        return Err(Decline::Opaque);
+    }
     let heads = c.int("num_heads", 0)?;
-    let packed = c.shape(w)?.get(1).and_then(Dim::known).ok_or(Decline::Opaque)?;
+    let packed = c.shape(qkv)?.get(2).and_then(Dim::known).ok_or(Decline::Opaque)?;
     let sizes = match c.attributes.ints("qkv_hidden_sizes")? {
         Some(sizes) => sizes.to_vec(),
         None => vec![packed / 3; 3],
@@ -85,10 +125,6 @@ pub(super) fn packed_attention(c: &mut NodeContext<'_>) -> Built {
     {
         return Err(OnnxError::invalid(format!("has {heads} heads for widths {sizes:?} of {packed}")).into());
     }
-    let mut qkv = c.add(Op::MatMul, &[x, w])?;
-    if let Some(bias) = c.optional(2) {
-        qkv = c.add(Op::Binary(Binary::Add), &[qkv, bias])?;
-    }
     let mut parts = Vec::with_capacity(3);
     let mut from = 0;
     for size in sizes {
@@ -97,15 +133,14 @@ pub(super) fn packed_attention(c: &mut NodeContext<'_>) -> Built {
         from += size;
     }
     let [q, k, v] = parts[..] else { return Err(Decline::Opaque) };
-    let past = |c: &mut NodeContext<'_>, i: i64| -> Result<Option<ValueId>, Decline> {
-        let Some(past) = c.optional(4) else { return Ok(None) };
+    let part_of_past = |c: &mut NodeContext<'_>, i: i64| -> Result<Option<ValueId>, Decline> {
+        let Some(past) = past else { return Ok(None) };
         let one = c.slice(past, 0, i, i + 1)?;
         Ok(Some(c.add(Op::Squeeze { axes: vec![0] }, &[one])?))
     };
-    let (past_keys, past_values) = (past(c, 0)?, past(c, 1)?);
+    let (past_keys, past_values) = (part_of_past(c, 0)?, part_of_past(c, 1)?);
     let (keys, values) = (appended(c, past_keys, k)?, appended(c, past_values, v)?);
     let frame = Frame::of(c, q, keys, past_keys)?;
-    let [padding, bias] = [3, 5].map(|i| c.optional(i));
     let mask = frame.mask(c, padding, bias)?;
     let y = attend(c, &frame, [q, keys, values], mask)?;
     if !c.wants(1) {

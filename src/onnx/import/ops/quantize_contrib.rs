@@ -31,6 +31,11 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
             })
         },
         "QLinearConcat" => linear_concat,
+        "QLinearWhere" => |c| {
+            let (condition, then, otherwise) = (c.input(0)?, floats(c, 1)?, floats(c, 4)?);
+            let y = c.add(Op::Where, &[condition, then, otherwise])?;
+            integers(c, y, 7, 1)
+        },
         _ => return None,
     })
 }
@@ -38,7 +43,7 @@ pub(super) fn lookup(op_type: &str) -> Option<Builder> {
 /// `x [.., K] · wᵀ + bias?`, the matrix `[N, K]` in blocks along `K` of 4 or 8 bits.
 fn matmul_nbits(c: &mut NodeContext<'_>) -> Built {
     let (x, packed, scales) = (c.input(0)?, c.input(1)?, c.input(2)?);
-    let size = |name: &str| {
+    let size = |name: &'static str| {
         let n = c.int(name, 0)?;
         let fail = || OnnxError::invalid(format!("has the attribute '{name}' of {n}"));
         usize::try_from(n).ok().filter(|n| *n > 0).ok_or_else(|| Decline::from(fail()))
@@ -49,16 +54,28 @@ fn matmul_nbits(c: &mut NodeContext<'_>) -> Built {
         8 => DType::U8,
         _ => return Err(Decline::Opaque),
     };
-    // An order of the columns other than their own (g_idx) is not supported.
-    if c.optional(4).is_some() {
-        return Err(Decline::Opaque);
-    }
     let count = k.div_ceil(block);
+    let order = match c.optional(4) {
+        Some(groups) => Some(by_group(c, groups, k, block)?),
+        None => None,
+    };
+    // The identity, for weights whose groups are their neighbours.
+    let order = order.filter(|order| order.iter().enumerate().any(|(at, k)| at != *k));
     let Some(tensor) = c.graph.tensor(packed).filter(|t| t.dtype() == DType::U8) else {
         return Err(Decline::Opaque);
     };
     let whole = Tensor::from_parts(dtype, vec![n, count * block], tensor.parts().to_vec())
         .map_err(|e| OnnxError::invalid(format!("the packed matrix does not fit: {e}")))?;
+    let (mut x, mut whole) = (x, whole);
+    if let Some(order) = &order {
+        let bytes = whole.unpacked().bytes();
+        let ordered: Vec<u8> = bytes.chunks(k).flat_map(|row| order.iter().map(|k| row[*k])).collect();
+        let fits = |e| OnnxError::invalid(format!("the packed matrix does not fit: {e}"));
+        whole = Tensor::from_vec(vec![n, k], ordered).map_err(fits)?.packed(dtype);
+        let axis = c.rank(x)?.checked_sub(1).ok_or(Decline::Opaque)?;
+        let places = c.graph.ints(&order.iter().map(|k| *k as i64).collect::<Vec<_>>());
+        x = c.add(Op::Gather { axis }, &[x, places])?;
+    }
     let zero = match c.optional(3) {
         None => middle(dtype),
         Some(zero) => packed_zeros(c, zero, dtype, n, count)?,
@@ -77,7 +94,8 @@ fn matmul_nbits(c: &mut NodeContext<'_>) -> Built {
     };
     let w = c.graph.add(Op::Transpose { perm: vec![1, 0] }, &[w])?;
     let x = match c.int("accuracy_level", 0)? {
-        4 => in_eight_bits(c, x, k, block)?,
+        // With groups of its own ONNX Runtime computes in floats.
+        4 if c.optional(4).is_none() => in_eight_bits(c, x, k, block)?,
         _ => x,
     };
     let y = c.add(Op::MatMul, &[x, w])?;
@@ -85,6 +103,16 @@ fn matmul_nbits(c: &mut NodeContext<'_>) -> Built {
         Some(bias) => Ok(vec![c.add(Op::Binary(Binary::Add), &[y, bias])?]),
         None => Ok(vec![y]),
     }
+}
+
+/// The columns in the order of the groups that they belong to (`g_idx`), each of which must fill a block.
+fn by_group(c: &NodeContext<'_>, groups: ValueId, k: usize, block: usize) -> Result<Vec<usize>, Decline> {
+    let groups = c.graph.tensor(groups).and_then(Tensor::to_i64).filter(|g| g.len() == k);
+    let groups = groups.ok_or(Decline::Opaque)?;
+    let mut order: Vec<usize> = (0..k).collect();
+    order.sort_by_key(|at| groups[*at]);
+    let filled = order.iter().enumerate().all(|(at, k)| usize::try_from(groups[*k]) == Ok(at / block));
+    if filled && k.is_multiple_of(block) { Ok(order) } else { Err(Decline::Opaque) }
 }
 
 /// Rows rounded to 8 bits, each block by its largest magnitude: what accuracy level 4 lets ONNX Runtime do with
@@ -111,7 +139,7 @@ fn in_eight_bits(c: &mut NodeContext<'_>, x: ValueId, k: usize, block: usize) ->
 }
 
 /// Zero points `[n, count]`, whose rows begin on bytes in the file.
-fn packed_zeros(
+pub(super) fn packed_zeros(
     c: &NodeContext<'_>,
     v: ValueId,
     dtype: DType,
@@ -188,7 +216,7 @@ fn bytes_of_blocks(
 }
 
 /// The zero point in the middle of the range of an unsigned type.
-fn middle(dtype: DType) -> Tensor {
+pub(super) fn middle(dtype: DType) -> Tensor {
     Tensor::scalar(1u8 << if dtype == DType::U4 { 3 } else { 7 }).packed(dtype)
 }
 
