@@ -121,6 +121,18 @@ fn indices_are_checked() {
     let error = session.run(&[input("ids", Tensor::ints(&[0, 7]))]).unwrap_err();
     assert!(matches!(error, RuntimeError::Index { value: 7, size: 7, .. }), "{error}");
     assert!(error.to_string().contains("wte/Gather"), "{error}");
+    // An index outside its own axis is no other row's, although the flattened table has one there.
+    let mut g = Graph::new("rows");
+    let at = g.add_input("at", Type::new(DType::I64, vec![Dim::symbol("n"), 2i64.into()]));
+    let table = g.constant(noise(1, &[2, 3, 40]));
+    let y = g.add_named("pick", Op::GatherNd { batch_dims: 0 }, &[table, at]).unwrap();
+    g.add_output("y", y);
+    let pairs = |at: [i64; 4]| input("at", Tensor::from_vec(vec![2, 2], at.to_vec()).unwrap());
+    agrees(&g, &[pairs([0, 2, -1, -3])], 0.0);
+    let session = Session::new(&gpu, g, Options::default()).unwrap();
+    let error = session.run(&[pairs([0, 3, 1, 0])]).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("pick") && said.contains("outside axis 0"), "{said}");
 }
 
 #[test]

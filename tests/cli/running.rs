@@ -123,6 +123,37 @@ fn products_over_an_axis_along_which_an_operand_repeats_itself() {
 }
 
 #[test]
+fn integers_computed_from_floats_index_and_add_up() {
+    // Counting from the end, and running sums, of what a run alone knows.
+    let folder = Folder::new();
+    let mut g = Graph::new("g");
+    let x = g.add_input("x", Type::new(DType::F32, vec![3i64.into(), 2i64.into()]));
+    let whole = g.add(Op::Cast { to: DType::I64 }, &[x]).expect("typed");
+    let sums = g.add(Op::CumSum { axis: 0, exclusive: false, reverse: false }, &[whole]).expect("typed");
+    let sums = g.add(Op::Cast { to: DType::F32 }, &[sums]).expect("typed");
+    g.add_output("sums", sums);
+    let table = Tensor::from_vec(vec![3, 2], (0..6u8).map(f32::from).collect()).expect("fits");
+    let table = g.constant(table);
+    let rows = g.add(Op::GatherNd { batch_dims: 0 }, &[table, whole]).expect("typed");
+    g.add_output("rows", rows);
+    let model = Model { graph: g, info: ModelInfo::standard(17) };
+    model.write(folder.path("m.onnx"), &WriteOptions::default()).expect("written");
+    let archive = |name: &str, arrays: &[(&str, Tensor)]| {
+        let file = std::fs::File::create(folder.path(name)).expect("created");
+        snlp::npz::write_npz(file, arrays.iter().map(|(n, t)| (*n, t))).expect("written");
+        folder.text(name)
+    };
+    let floats = |shape: &[usize], x: &[f32]| Tensor::from_vec(shape.to_vec(), x.to_vec()).expect("fits");
+    let inputs = archive("in.npz", &[("x", floats(&[3, 2], &[2.0, -1.0, -3.0, 1.0, 1.0, 0.0]))]);
+    let sums = floats(&[3, 2], &[2.0, -1.0, -1.0, 0.0, 0.0, 0.0]);
+    let expected = archive("e.npz", &[("sums", sums), ("rows", floats(&[3], &[5.0, 1.0, 2.0]))]);
+    let model = folder.text("m.onnx");
+    for backend in backends() {
+        snlp(&["run", &model, "--inputs", &inputs, "--expect", &expected, "--backend", backend]).code(0);
+    }
+}
+
+#[test]
 fn small_models_without_a_chain_run() {
     for backend in backends() {
         for name in ["cnn", "mlp", "if_const", "functions"] {

@@ -16,7 +16,7 @@ pub(super) fn lower(
     dialect: &Dialect,
 ) -> Result<Option<ValueId>, GraphError> {
     if dialect.composites {
-        return Ok(None);
+        return if dialect.counts_back { Ok(None) } else { from_the_start(graph, node) };
     }
     match (&node.op, node.input(0), node.input(1), node.input(2)) {
         (Op::OneHot { axis }, Some(indices), Some(depth), Some(values)) => {
@@ -115,6 +115,25 @@ fn rows(
     let (Some(sum), Some(outside)) = (sum, outside) else { return Ok(None) };
     let nowhere = graph.dim_scalar(count)?;
     graph.add(Op::Where, &[outside, nowhere, sum]).map(Some)
+}
+
+/// `GatherND` or `ScatterND` with indices that count from the start of their axes; `None` where they do already.
+fn from_the_start(graph: &mut Graph, node: &Node) -> Result<Option<ValueId>, GraphError> {
+    let batch = match node.op {
+        Op::GatherNd { batch_dims } => batch_dims,
+        Op::ScatterNd { .. } => 0,
+        _ => return Ok(None),
+    };
+    let (Some(data), Some(indices)) = (node.input(0), node.input(1)) else { return Ok(None) };
+    let plain = graph.tensor(indices).and_then(Tensor::to_i64).is_some_and(|at| at.iter().all(|i| *i >= 0));
+    let count = graph.shape(indices).and_then(|s| s.last()?.known_size());
+    let sizes = count.and_then(|k| graph.shape(data)?.get(batch..batch.checked_add(k)?)).map(<[Dim]>::to_vec);
+    let Some(sizes) = sizes.filter(|_| !plain) else { return Ok(None) };
+    let sizes = graph.dims(&sizes)?;
+    let index = graph.add(Op::Cast { to: DType::I64 }, &[indices])?;
+    let index = from_start(graph, index, sizes)?;
+    let operands = [Some(data), Some(index), node.input(2)].into_iter().flatten().collect::<Vec<_>>();
+    graph.add(node.op.clone(), &operands).map(Some)
 }
 
 fn reshape(graph: &mut Graph, x: ValueId, dims: &[Dim]) -> Result<ValueId, GraphError> {

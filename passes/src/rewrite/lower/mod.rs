@@ -21,6 +21,7 @@ mod norms;
 mod products;
 mod quantize;
 mod rotary;
+mod scan;
 #[cfg(test)]
 mod tests;
 mod windows;
@@ -64,6 +65,10 @@ pub struct Dialect {
     pub corrections: bool,
     /// Quantisation.
     pub quantization: Quantization,
+    /// `GatherND` and `ScatterND` by indices that count from the end.
+    pub counts_back: bool,
+    /// `CumSum` of int64.
+    pub long_sums: bool,
     /// `MatMul` over an axis along which an operand is expanded.
     pub repeated_contraction: bool,
     /// [`Op::Dims`]; without it sizes are computed from the shapes of the inputs.
@@ -89,6 +94,8 @@ impl Dialect {
             composites: true,
             corrections: false,
             quantization: Quantization::Onnx(opset),
+            counts_back: true,
+            long_sums: true,
             repeated_contraction: true,
             dims: false,
         }
@@ -110,6 +117,8 @@ impl Dialect {
             composites: true,
             corrections: false,
             quantization: Quantization::Plain,
+            counts_back: false,
+            long_sums: false,
             repeated_contraction: false,
             dims: false,
         }
@@ -131,6 +140,8 @@ impl Dialect {
             composites: false,
             corrections: true,
             quantization: Quantization::Every,
+            counts_back: true,
+            long_sums: true,
             repeated_contraction: true,
             dims: true,
         }
@@ -164,7 +175,7 @@ pub fn lower(graph: &mut Graph, dialect: &Dialect) -> Result<usize, PassError> {
 /// A family of operators: what a node becomes, or `None` where the dialect has it or it is of another family.
 type Family = fn(&mut Graph, &Node, &Dialect) -> Result<Option<ValueId>, GraphError>;
 
-const FAMILIES: [Family; 10] = [
+const FAMILIES: [Family; 11] = [
     activations::lower,
     norms::lower,
     rotary::lower,
@@ -172,6 +183,7 @@ const FAMILIES: [Family; 10] = [
     quantize::lower,
     einsum::lower,
     indexing::lower,
+    scan::lower,
     movement::lower,
     windows::lower,
     correction::lower,

@@ -315,6 +315,33 @@ fn indices_of_several_axes_become_rows() {
 }
 
 #[test]
+fn targets_that_count_from_the_start_get_such_indices() {
+    let at = ints(&[2, 2, 2], &[0, 1, 1, -1, -2, 2, 1, 0]);
+    let g = on_constants(Op::GatherNd { batch_dims: 0 }, &[2, 3, 4], vec![at.clone()]);
+    assert_eq!(count(&lowered(&g, &Dialect::basic()), "Where"), 1);
+    assert_eq!(count(&lowered(&g, &Dialect::onnx(17)), "Where"), 0);
+    let op = Op::ScatterNd { reduction: ScatterReduction::Add };
+    let g = on_constants(op, &[2, 3, 4], vec![at, random(3, &[2, 2, 4])]);
+    assert_eq!(count(&lowered(&g, &Dialect::basic()), "Where"), 1);
+    let at = ints(&[2, 2, 1], &[0, -1, 2, 1]);
+    let g = on_constants(Op::GatherNd { batch_dims: 1 }, &[2, 3, 4], vec![at]);
+    assert_eq!(count(&lowered(&g, &Dialect::basic()), "Where"), 1);
+    // Nothing counts from the end.
+    let g = on_constants(Op::GatherNd { batch_dims: 0 }, &[2, 3], vec![ints(&[2, 1], &[0, 1])]);
+    assert_eq!(count(&lowered(&g, &Dialect::basic()), "Where"), 0);
+}
+
+#[test]
+fn running_sums_of_integers_are_those_of_floats() {
+    let mut g = Graph::new("sums");
+    let x = g.add_input("x", Type::new(DType::I64, f32s(&[-1, 4]).shape));
+    let y = g.op(Op::CumSum { axis: 1, exclusive: true, reverse: false }, &[x]);
+    g.add_output("y", y);
+    assert_eq!(count(&lowered(&g, &Dialect::basic()), "Cast"), 2);
+    assert_eq!(count(&lowered(&g, &Dialect::runtime()), "Cast"), 0);
+}
+
+#[test]
 fn an_index_outside_one_axis_reads_no_other_row() {
     let fails = |op: Op, shape: &[i64], constants: Vec<Tensor>| {
         let g = on_constants(op, shape, constants);
