@@ -28,7 +28,9 @@ impl Group<'_> {
         let mut connections = BTreeMap::new();
         for lane in self.classes.iter().flat_map(|c| &c.members) {
             let layer = &self.context.chain.layers[lane.layer];
-            let states: HashSet<ValueId> = layer.states().into_iter().collect();
+            // As the graph now has them: a segment before this one has replaced the first.
+            let states: HashSet<ValueId> =
+                (0..=layer.events.len()).map(|at| self.state_value(lane.layer, at)).collect();
             let event = self.event(lane.layer, e);
             let found = event
                 .branch()
