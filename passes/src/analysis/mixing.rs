@@ -6,7 +6,8 @@
 //!   MatMul(H [S, S], x [.., S, D])          Einsum "ij,bjtd->bitd"(H, x [B, S, T, D])
 //! ```
 //!
-//! The matrix is a constant, or computed for each token (its other axes are the state's).
+//! The matrix is a constant, or computed for each token (its other axes are the state's). The clean-up has made
+//! these of sums over a broadcast axis, of equations with an ellipsis, and of rows of larger products.
 
 use crate::ir::{Dim, Graph, Node, Op, ValueId};
 

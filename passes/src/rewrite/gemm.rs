@@ -4,10 +4,12 @@
 //!   Gemm(a, b, c)                                        becomes  Add(MatMul(a, b), c)
 //!   MatMul(Reshape(x [b, t, d] → [b·t, d]), w)           becomes  Reshape(MatMul(x, w) → [b·t, n])
 //!   Add(Reshape(x → [b·t, n]), c [n])                    becomes  Reshape(Add(x, c) → [b·t, n])
+//!   Add(Reshape(x → [b·s, t, n]), Reshape(y → ..))       becomes  Reshape(Add(x, y) → [b·s, t, n])
+//!   Add(Transpose(x), Transpose(y))                      becomes  Transpose(Add(x, y))
 //! ```
 //!
 //! A Reshape that merges leading axes thus sinks through whatever works on rows, until it meets the Reshape
-//! that splits them again.
+//! that splits them again; residual streams merged with the batch, through the residual additions.
 
 use std::collections::HashSet;
 
@@ -51,6 +53,10 @@ fn times(graph: &mut Graph, factor: f32, v: ValueId) -> Result<ValueId, GraphErr
 fn sink(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
     let symbols = input_symbols(graph);
     sweep_first(graph, |graph, id| {
+        if let Some((perm, a, b)) = transposed_alike(graph, id) {
+            let sum = graph.add(Op::Binary(Binary::Add), &[a, b])?;
+            return graph.add(Op::Transpose { perm }, &[sum]).map(Some);
+        }
         let Some((op, operands)) = unflattened(graph, id, &symbols) else { return Ok(None) };
         let Some(shape) = graph.node(id).and_then(|n| graph.shape(*n.outputs.first()?)).map(<[Dim]>::to_vec)
         else {
@@ -105,7 +111,11 @@ fn unflattened(graph: &Graph, id: NodeId, symbols: &HashSet<Symbol>) -> Option<(
                 (Some(a), Some(b)) if graph.shape(a)? == graph.shape(b)? => (a, b),
                 (Some(a), None) if row(second) => (a, second),
                 (None, Some(b)) if row(first) => (first, b),
-                _ => return None,
+                _ => {
+                    let (a, b) = (merged(graph, first)?, merged(graph, second)?);
+                    (graph.shape(a)? == graph.shape(b)? && graph.shape(first)? == graph.shape(second)?)
+                        .then_some((a, b))?
+                }
             };
             Some((node.op.clone(), vec![Some(a), Some(b)]))
         }
@@ -118,6 +128,25 @@ fn flattened(graph: &Graph, v: ValueId) -> Option<ValueId> {
     let x = made_by(graph, v, |op| matches!(op, Op::Reshape { .. }))?.input(0)?;
     let (from, to) = (graph.shape(x)?, graph.shape(v)?);
     (from.len() > 2 && to.len() == 2 && from.last() == to.last()).then_some(x)
+}
+
+/// `x [m.., d..]` where the value is `Reshape(x → [n, d..])` with `n` the product of the first axes.
+fn merged(graph: &Graph, v: ValueId) -> Option<ValueId> {
+    let x = made_by(graph, v, |op| matches!(op, Op::Reshape { .. }))?.input(0)?;
+    let (from, to) = (graph.shape(x)?, graph.shape(v)?);
+    let kept = to.len().checked_sub(1).filter(|n| *n > 0)?;
+    (from.len() > to.len() && from[from.len() - kept..] == to[1..]).then_some(x)
+}
+
+/// The operands before their Transposes where both terms of a sum are transposed alike.
+fn transposed_alike(graph: &Graph, id: NodeId) -> Option<(Vec<usize>, ValueId, ValueId)> {
+    let node = graph.node(id).filter(|n| n.op == Op::Binary(Binary::Add))?;
+    let before = |v: ValueId| match graph.producing(v).map(|n| (&n.op, n.input(0))) {
+        Some((Op::Transpose { perm }, Some(x))) => Some((perm.clone(), x)),
+        _ => None,
+    };
+    let ((perm, a), (other, b)) = (before(node.input(0)?)?, before(node.input(1)?)?);
+    (perm == other).then_some((perm, a, b))
 }
 
 #[cfg(test)]
@@ -187,7 +216,44 @@ mod tests {
     }
 
     #[test]
+    fn streams_merged_with_the_batch_get_their_axis_back() {
+        // Behind the tokens for the mixing, before them and merged with the batch for the addition.
+        for swapped in [false, true] {
+            let mut g = Graph::new("streams");
+            let x = g.add_input("x", f32s(&[-1, -2, 4, 6]));
+            let merge = |g: &mut Graph, x: ValueId| {
+                let x = g.op(Op::Transpose { perm: vec![0, 2, 1, 3] }, &[x]);
+                let target = g.dims(&[size(-1) * size(4), size(-2), size(6)]).unwrap();
+                g.op(Op::Reshape { allow_zero: true }, &[x, target])
+            };
+            let y = g.un(Unary::Tanh, x);
+            let (a, b) = (merge(&mut g, x), merge(&mut g, y));
+            let sum = if swapped { g.bin(Binary::Add, b, a) } else { g.bin(Binary::Add, a, b) };
+            let target = g.dims(&[size(-1), size(4), size(-2), size(6)]).unwrap();
+            let split = g.op(Op::Reshape { allow_zero: true }, &[sum, target]);
+            let y = g.op(Op::Transpose { perm: vec![0, 2, 1, 3] }, &[split]);
+            g.add_output("y", y);
+            let clean = cleaned(&g);
+            assert_eq!((clean.node_count(), count(&clean, "Add")), (2, 1));
+        }
+    }
+
+    #[test]
     fn near_misses_stay() {
+        // Terms transposed or merged differently.
+        let mut g = Graph::new("differently");
+        let (x, y) = (g.add_input("x", f32s(&[4, 4, 6])), g.add_input("y", f32s(&[2, 8, 6])));
+        let turned = g.op(Op::Transpose { perm: vec![1, 0, 2] }, &[x]);
+        let other = g.op(Op::Transpose { perm: vec![0, 1, 2] }, &[x]);
+        let a = g.bin(Binary::Add, turned, other);
+        let flat = [x, y].map(|v| {
+            let target = g.ints(&[16, 6]);
+            g.op(Op::Reshape { allow_zero: true }, &[v, target])
+        });
+        let b = g.bin(Binary::Add, flat[0], flat[1]);
+        g.add_output("a", a);
+        g.add_output("b", b);
+        assert_eq!(after(&g, &SINK).1, 0);
         // Rows of another length than the state's.
         let mut g = Graph::new("other");
         let x = g.add_input("x", f32s(&[-1, -2, 4]));

@@ -33,6 +33,7 @@ mod merge;
 mod norms;
 mod parallelize;
 mod parameters;
+mod products;
 mod refresh_types;
 mod rotary;
 mod stage;
@@ -181,6 +182,10 @@ pub const RECOGNISERS: &[Pass] = &[
     // First, so that all projections are MatMuls on the state's own shape when the others look.
     gemm::PASS,
     gemm::SINK,
+    // With products as products and the streams' views out of the way, hyper-connections look alike.
+    products::EQUATIONS,
+    products::SUMS,
+    products::ROWS,
     // Norms before activations: both read plain arithmetic and neither makes any.
     norms::PASS,
     activations::PASS,

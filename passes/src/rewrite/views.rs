@@ -13,12 +13,15 @@ use std::collections::HashSet;
 use super::matching::{ints, made_by, uniform};
 use super::sweep::sweep_first;
 use super::{Fidelity, Notes, Pass};
-use crate::ir::{DType, Dim, Graph, GraphError, Node, NodeId, Op, Symbol, Tensor, Unary, ValueId};
+use crate::ir::{
+    Binary, DType, Dim, Graph, GraphError, Node, NodeId, Op, Reduce, Symbol, Tensor, Unary, ValueId,
+};
 
 pub(crate) const PASS: Pass = Pass { name: "views", fidelity: Fidelity::Exact, apply };
 
 fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
     let symbols = input_symbols(graph);
+    let mut users = None;
     sweep_first(graph, |graph, id| {
         if let Some(same) = stands_for_operand(graph, id) {
             return Ok(Some(same));
@@ -34,7 +37,7 @@ fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
                 reshape(graph, id, &op, &symbols)
             }
             Op::Expand => expand(graph, id),
-            Op::Binary(_) | Op::Where => match broadcast(graph, id, &op, &symbols)? {
+            Op::Binary(_) | Op::Where => match broadcast(graph, id, &op, &symbols, &mut users)? {
                 Some(same) => Ok(Some(same)),
                 None => sunk_expand(graph, id, &op),
             },
@@ -247,13 +250,15 @@ fn expand(graph: &mut Graph, id: NodeId) -> Result<Option<ValueId>, GraphError> 
     }
 }
 
-/// Broadcasting nodes read operands before their Expand where that gives the same shape; a Where whose
-/// condition is constant is one of its branches.
+/// Broadcasting nodes read operands before their Expand where that gives the same shape, except products that
+/// are summed over what is repeated: residual streams that are equal yet. A Where whose condition is constant
+/// is one of its branches.
 fn broadcast(
     graph: &mut Graph,
     id: NodeId,
     op: &Op,
     symbols: &HashSet<Symbol>,
+    users: &mut Option<Vec<Vec<NodeId>>>,
 ) -> Result<Option<ValueId>, GraphError> {
     if matches!(op, Op::Where)
         && let Some(branch) = decided(graph, id, symbols)?
@@ -275,6 +280,11 @@ fn broadcast(
     }
     for i in 0..operands.len() {
         let Some(plain) = unexpanded(graph, operands[i]) else { continue };
+        if *op == Op::Binary(Binary::Mul)
+            && summed_over_repeats(graph, result, operands[i], users.get_or_insert_with(|| graph.users()))
+        {
+            continue;
+        }
         let mut tried = operands.clone();
         tried[i] = plain.value(graph);
         if broadcast_shape(graph, &tried).is_some_and(|s| s == shape) {
@@ -283,6 +293,20 @@ fn broadcast(
         }
     }
     if changed { graph.add(op.clone(), &operands).map(Some) } else { Ok(None) }
+}
+
+/// Whether the product is summed over an axis along which an Expand repeats `factor`.
+fn summed_over_repeats(graph: &Graph, product: ValueId, factor: ValueId, users: &[Vec<NodeId>]) -> bool {
+    let repeats = |axis: usize| {
+        let narrow = graph.shape(made_by(graph, factor, |op| matches!(op, Op::Expand))?.input(0)?)?;
+        let (wide, rank) = (graph.shape(factor)?, graph.shape(product)?.len());
+        let at = |shape: &[Dim]| shape.get((axis + shape.len()).checked_sub(rank)?).cloned();
+        Some(at(narrow).is_none_or(|d| d == Dim::ONE) && at(wide)? != Dim::ONE)
+    };
+    users.get(product.index()).into_iter().flatten().filter_map(|n| graph.node(*n)).any(|n| match &n.op {
+        Op::Reduce { op: Reduce::Sum, axes, .. } => axes.iter().any(|a| repeats(*a) == Some(true)),
+        _ => false,
+    })
 }
 
 /// What an Expand or a fill repeats.

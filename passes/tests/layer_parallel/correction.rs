@@ -1,4 +1,4 @@
-//! Newton corrections: the operator in both its forms against METHOD §1's recurrence.
+//! Newton corrections: the operator in its forms against METHOD §1's recurrence.
 
 use std::collections::BTreeMap;
 
@@ -40,6 +40,17 @@ fn drawn() -> impl Strategy<Value = Case> {
     )
 }
 
+/// As many units as a plan may have, streams as models have them, features that fill no vector.
+fn drawn_streams() -> impl Strategy<Value = Case> {
+    let streams = prop_oneof![Just(2usize), Just(3), Just(4), Just(8)];
+    (drawn(), 1usize..=32, streams, 1usize..=5).prop_map(|(case, units, streams, inner)| Case {
+        units,
+        streams,
+        inner,
+        ..case
+    })
+}
+
 impl Case {
     fn size(&self) -> usize {
         self.outer * self.streams * self.inner
@@ -55,7 +66,8 @@ impl Case {
         (f, s)
     }
 
-    /// `s'_1 = F_1`, `s'_l = F_l + A_l (s'_{l-1} - s_{l-1})`, with `A_l` `[streams, streams]`.
+    /// `s'_1 = F_1`, `s'_l = F_l + A_l (s'_{l-1} - s_{l-1})`, with `A_l` `[streams, streams]`, or one for each
+    /// of the outer axis.
     fn recurrence(&self, f: &[Vec<f64>], s: &[Vec<f64>], surrogates: &[Vec<f64>]) -> Vec<Vec<f64>> {
         let mut corrected = vec![f[0].clone()];
         for l in 1..self.units {
@@ -65,9 +77,14 @@ impl Case {
             for (at, x) in next.iter_mut().enumerate() {
                 let (o, i) = (at / self.inner / self.streams, at % self.inner);
                 let to = at / self.inner % self.streams;
+                let row = if surrogates[l].len() == self.streams * self.streams {
+                    to
+                } else {
+                    o * self.streams + to
+                };
                 for from in 0..self.streams {
                     let source = (o * self.streams + from) * self.inner + i;
-                    *x += surrogates[l][to * self.streams + from] * moved[source];
+                    *x += surrogates[l][row * self.streams + from] * moved[source];
                 }
             }
             corrected.push(next);
@@ -76,7 +93,7 @@ impl Case {
     }
 
     /// `T` as `[C·S, C·S]`: `T[j, i] = A_j ··· A_{i+1}` for i ≤ j.
-    fn matrix(&self, surrogates: &[Vec<f64>]) -> Vec<f64> {
+    fn matrix(&self, surrogates: &[Vec<f64>]) -> (Vec<usize>, Vec<f64>) {
         let (n, side) = (self.streams, self.units * self.streams);
         let mut t = vec![0.0; side * side];
         for i in 0..self.units {
@@ -93,7 +110,7 @@ impl Case {
                 }
             }
         }
-        t
+        (vec![side, side], t)
     }
 
     /// What the operator gives. The shapes of the units and their number may stay symbols.
@@ -102,7 +119,7 @@ impl Case {
         form: CorrectionForm,
         f: &[Vec<f64>],
         s: &[Vec<f64>],
-        t: Option<Vec<f64>>,
+        t: Option<(Vec<usize>, Vec<f64>)>,
     ) -> Vec<f64> {
         let unit = [self.outer, self.streams, self.inner];
         let whole = [&[self.units], &unit[..]].concat();
@@ -119,9 +136,8 @@ impl Case {
             input(&mut graph, "f", tensor(self.dtype, &whole, &f.concat())),
             input(&mut graph, "s", tensor(self.dtype, &estimate_shape, &estimates)),
         ];
-        if let Some(t) = t {
-            let side = self.units * self.streams;
-            operands.push(graph.constant(tensor(self.dtype, &[side, side], &t)));
+        if let Some((shape, t)) = t {
+            operands.push(graph.constant(tensor(self.dtype, &shape, &t)));
         }
         let op = Op::Correction(Correction { form, last_only: self.last_only });
         let y = graph.add(op, &operands).expect("well typed");
@@ -148,6 +164,28 @@ fn matrices_of_stream_mixings_solve_the_recurrence() {
         let form = CorrectionForm::Linear { streams: n as u32, stream_axis: if n > 1 { 2 } else { 0 } };
         let found = case.evaluated(form, &f, &s, Some(case.matrix(&surrogates)));
         case.check("linear", &expected, &found)
+    });
+}
+
+#[test]
+fn scans_solve_the_recurrence_of_each_token() {
+    cases(96, &drawn_streams(), |case| {
+        let mut rng = Rng::new(case.seed);
+        let (f, s) = case.operands(&mut rng);
+        let (n, scan) = (case.streams, CorrectionForm::Scan { stream_axis: 2 });
+        let shape = vec![case.units, case.outer, n, n];
+        let of_tokens: Vec<_> =
+            (0..case.units).map(|_| rng.vector(case.outer * n * n, 1.2 / n as f64)).collect();
+        let expected = case.recurrence(&f, &s, &of_tokens);
+        let found = case.evaluated(scan, &f, &s, Some((shape.clone(), of_tokens.concat())));
+        case.check("scan", &expected, &found)?;
+        // Tokens that share their matrices: the matrix form says the same.
+        let shared: Vec<_> = of_tokens.iter().map(|a| a[..n * n].to_vec()).collect();
+        let repeated: Vec<f64> = shared.iter().flat_map(|a| a.repeat(case.outer)).collect();
+        let expected = case.recurrence(&f, &s, &shared);
+        case.check("scan of shared", &expected, &case.evaluated(scan, &f, &s, Some((shape, repeated))))?;
+        let linear = CorrectionForm::Linear { streams: n as u32, stream_axis: 2 };
+        case.check("linear", &expected, &case.evaluated(linear, &f, &s, Some(case.matrix(&shared))))
     });
 }
 

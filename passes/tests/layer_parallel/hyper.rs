@@ -22,6 +22,16 @@ enum Form {
     Product,
     /// `[B, S, T, D]`, `Einsum("ij,bjtd->bitd")`.
     Equation,
+    /// `[B, T, S, D]`, a product with a broadcast axis and a sum over it.
+    Sum,
+    /// `[B·S, T, D]` where branches are added, `[B, S, T, D]` with equations between.
+    Merged,
+}
+
+impl Form {
+    fn streams_follow_tokens(self) -> bool {
+        matches!(self, Form::Product | Form::Sum)
+    }
 }
 
 const SUB_BLOCKS: [&str; 2] = ["attention", "mlp"];
@@ -40,17 +50,18 @@ struct Spec {
 }
 
 fn specs() -> impl Strategy<Value = Spec> {
-    let form = prop_oneof![Just(Form::Product), Just(Form::Equation)];
-    let sizes = (2usize..=5, prop_oneof![Just(2usize), Just(4)], 1usize..=2, 1usize..=3);
+    let form = prop_oneof![Just(Form::Product), Just(Form::Equation), Just(Form::Sum), Just(Form::Merged)];
+    let streams = prop_oneof![Just(2usize), Just(4), Just(8)];
+    let sizes = (2usize..=5, streams, 1usize..=2, 1usize..=3, 5usize..=6);
     (form, any::<bool>(), sizes, any::<u64>()).prop_map(
-        |(form, of_tokens, (layers, streams, batch, seq), seed)| Spec {
+        |(form, of_tokens, (layers, streams, batch, seq, width), seed)| Spec {
             form,
             of_tokens,
             layers,
             streams,
             batch,
             seq,
-            width: 6,
+            width,
             seed,
         },
     )
@@ -85,23 +96,23 @@ impl Spec {
     }
 
     fn state_shape(&self) -> Vec<usize> {
-        match self.form {
-            Form::Product => vec![self.batch, self.seq, self.streams, self.width],
-            Form::Equation => vec![self.batch, self.streams, self.seq, self.width],
+        match self.form.streams_follow_tokens() {
+            true => vec![self.batch, self.seq, self.streams, self.width],
+            false => vec![self.batch, self.streams, self.seq, self.width],
         }
     }
 
     fn state_dims(&self) -> Vec<Dim> {
         let (b, t) = (Dim::symbol("batch"), Dim::symbol("seq"));
         let (s, d) = (Dim::from(self.streams), Dim::from(self.width));
-        match self.form {
-            Form::Product => vec![b, t, s, d],
-            Form::Equation => vec![b, s, t, d],
+        match self.form.streams_follow_tokens() {
+            true => vec![b, t, s, d],
+            false => vec![b, s, t, d],
         }
     }
 
     fn stream_axis(&self) -> usize {
-        if self.form == Form::Product { 2 } else { 1 }
+        if self.form.streams_follow_tokens() { 2 } else { 1 }
     }
 }
 
@@ -126,9 +137,9 @@ impl Build<'_> {
     fn of_token(&mut self, place: &str, x: ValueId, n: usize) -> ValueId {
         let width = self.spec.streams * self.spec.width;
         let (b, t) = (Dim::symbol("batch"), Dim::symbol("seq"));
-        let x = match self.spec.form {
-            Form::Product => x,
-            Form::Equation => self.op(Op::Transpose { perm: vec![0, 2, 1, 3] }, &[x]),
+        let x = match self.spec.form.streams_follow_tokens() {
+            true => x,
+            false => self.op(Op::Transpose { perm: vec![0, 2, 1, 3] }, &[x]),
         };
         let flat = self.graph.dims(&[b, t, Dim::from(width)]).expect("dims");
         let x = self.op(Op::Reshape { allow_zero: true }, &[x, flat]);
@@ -163,9 +174,9 @@ impl Build<'_> {
             return self.op(Op::Reduce { op: Reduce::Sum, axes: vec![axis], keepdims: false }, &[weighted]);
         }
         let pre = self.of_token(&place, x, n);
-        match self.spec.form {
-            Form::Equation => self.op(Op::Einsum { equation: "btj,bjtd->btd".into() }, &[pre, x]),
-            Form::Product => {
+        match self.spec.form.streams_follow_tokens() {
+            false => self.op(Op::Einsum { equation: "btj,bjtd->btd".into() }, &[pre, x]),
+            true => {
                 let row = self.op(Op::Unsqueeze { axes: vec![2] }, &[pre]);
                 let sum = self.op(Op::MatMul, &[row, x]);
                 self.op(Op::Squeeze { axes: vec![2] }, &[sum])
@@ -179,7 +190,7 @@ impl Build<'_> {
         let place = format!("{place}.post");
         let post = if self.spec.of_tokens {
             let post = self.of_token(&place, x, n);
-            if self.spec.form == Form::Equation {
+            if !self.spec.form.streams_follow_tokens() {
                 return self.op(Op::Einsum { equation: "bti,btd->bitd".into() }, &[post, y]);
             }
             self.op(Op::Unsqueeze { axes: vec![3] }, &[post])
@@ -215,17 +226,43 @@ impl Build<'_> {
         for what in SUB_BLOCKS {
             let place = format!("{l}.{what}");
             let h = self.residual(&place, x);
-            let equation = if self.spec.of_tokens { "btij,bjtd->bitd" } else { "ij,bjtd->bitd" };
-            let mixed = match self.spec.form {
-                Form::Product => self.op(Op::MatMul, &[h, x]),
-                Form::Equation => self.op(Op::Einsum { equation: equation.into() }, &[h, x]),
-            };
+            let mixed = self.mixed(h, x);
             let read = self.read(&place, x);
             let y = self.branch(l, what, read);
             let written = self.written(&place, x, y);
-            x = self.op(Op::Binary(Binary::Add), &[mixed, written]);
+            x = self.sum(mixed, written);
         }
         x
+    }
+
+    /// `h · x` over the streams.
+    fn mixed(&mut self, h: ValueId, x: ValueId) -> ValueId {
+        let equation = if self.spec.of_tokens { "btij,bjtd->bitd" } else { "ij,bjtd->bitd" };
+        match self.spec.form {
+            Form::Product => self.op(Op::MatMul, &[h, x]),
+            Form::Equation | Form::Merged => self.op(Op::Einsum { equation: equation.into() }, &[h, x]),
+            Form::Sum => {
+                let columns = if self.spec.of_tokens { 4 } else { 2 };
+                let h = self.op(Op::Unsqueeze { axes: vec![columns] }, &[h]);
+                let x = self.op(Op::Unsqueeze { axes: vec![2] }, &[x]);
+                let product = self.op(Op::Binary(Binary::Mul), &[h, x]);
+                self.op(Op::Reduce { op: Reduce::Sum, axes: vec![3], keepdims: false }, &[product])
+            }
+        }
+    }
+
+    /// Two states added.
+    fn sum(&mut self, a: ValueId, b: ValueId) -> ValueId {
+        if self.spec.form != Form::Merged {
+            return self.op(Op::Binary(Binary::Add), &[a, b]);
+        }
+        let dims = self.spec.state_dims();
+        let merged = [&[dims[0].clone() * dims[1].clone()], &dims[2..]].concat();
+        let merged = self.graph.dims(&merged).expect("dims");
+        let [a, b] = [a, b].map(|v| self.op(Op::Reshape { allow_zero: true }, &[v, merged]));
+        let sum = self.op(Op::Binary(Binary::Add), &[a, b]);
+        let dims = self.graph.dims(&dims).expect("dims");
+        self.op(Op::Reshape { allow_zero: true }, &[sum, dims])
     }
 
     /// Layers `range` from the input `x`; the last state is the output `y`.
@@ -330,10 +367,10 @@ fn transferred(spec: &Spec, matrices: &[Vec<f64>], delta: &[f64]) -> Vec<f64> {
         x = (0..x.len())
             .map(|i| {
                 let (outer, to, rest) = (i / inner / n, i / inner % n, i % inner);
-                let token = match (h.len() == n * n, spec.form) {
+                let token = match (h.len() == n * n, spec.form.streams_follow_tokens()) {
                     (true, _) => 0,
-                    (_, Form::Product) => outer,
-                    (_, Form::Equation) => outer * spec.seq + rest / spec.width,
+                    (_, true) => outer,
+                    (_, false) => outer * spec.seq + rest / spec.width,
                 };
                 let row = &h[(token * n + to) * n..][..n];
                 (0..n).map(|from| row[from] * x[(outer * n + from) * inner + rest]).sum()
@@ -343,11 +380,16 @@ fn transferred(spec: &Spec, matrices: &[Vec<f64>], delta: &[f64]) -> Vec<f64> {
     x
 }
 
-/// METHOD §1 on the layers `first..`.
+/// METHOD §1 on the layers `first..`, after those before them.
 fn reference(spec: &Spec, p: &Parallel, first: usize, x: &[f64]) -> Vec<f64> {
+    let h = (0..first).fold(x.to_vec(), |x, l| unit(spec, &[l], &x, false).0);
+    segment(spec, p, first, h)
+}
+
+/// METHOD §1 on the layers `first..`, which `h` enters.
+fn segment(spec: &Spec, p: &Parallel, first: usize, h: Vec<f64>) -> Vec<f64> {
     let unit_layers = |j: usize| -> Vec<usize> { (first + j * p.fused..first + (j + 1) * p.fused).collect() };
     let run = |j: usize, x: &[f64]| unit(spec, &unit_layers(j), x, p.avg);
-    let h = (0..first).fold(x.to_vec(), |x, l| unit(spec, &[l], &x, false).0);
     let mut s = vec![h.clone()];
     for j in 0..p.units {
         s.push(if p.init == Init::BatchForward { run(j, &h).0 } else { h.clone() });
@@ -377,8 +419,9 @@ fn prepared(spec: &Spec) -> (Graph, Chain) {
     (graph, chain)
 }
 
-fn rewritten(graph: &Graph, chain: &Chain, p: Parallel) -> Result<Graph, TestCaseError> {
-    let placed = Plan { segments: vec![Segment::Parallel(p)] }.place(chain.layers.len()).expect("fits");
+fn rewritten(graph: &Graph, chain: &Chain, segments: &[Parallel]) -> Result<Graph, TestCaseError> {
+    let segments = segments.iter().copied().map(Segment::Parallel).collect();
+    let placed = Plan { segments }.place(chain.layers.len()).expect("fits");
     let out = parallelize(graph, chain, &placed);
     let mut graph =
         out.map_err(|e| TestCaseError::fail(format!("{e}: {:?}", std::error::Error::source(&e))))?.graph;
@@ -446,11 +489,30 @@ fn plans_agree_with_the_recurrence() {
         };
         let x = draw(spec.seed, "x", spec.state_shape().iter().product());
         let expected = reference(&spec, &p, spec.layers - p.layers(), &x);
-        close(&p.to_string(), &expected, &evaluate(&spec, &rewritten(&graph, &chain, p)?, &x))?;
+        close(&p.to_string(), &expected, &evaluate(&spec, &rewritten(&graph, &chain, &[p])?, &x))?;
         // As many iterations as units give the sequential model.
         let mut p = Parallel { fused: 1, units: spec.layers, ..p };
         p.iterations = p.units;
         let sequential = evaluate(&spec, &graph, &x);
-        close("exact", &sequential, &evaluate(&spec, &rewritten(&graph, &chain, p)?, &x))
+        close("exact", &sequential, &evaluate(&spec, &rewritten(&graph, &chain, &[p])?, &x))
+    });
+}
+
+#[test]
+fn segments_follow_one_another() {
+    let shapes = (1usize..=2, 1usize..=2, 1usize..=2);
+    cases(24, &(specs(), shapes.clone(), shapes), |(spec, first, second)| {
+        let [first, second] = [first, second].map(|(units, fused, iterations)| {
+            let mut p = Parallel::new(units, fused);
+            p.iterations = iterations.min(units);
+            p
+        });
+        let layers = first.layers() + second.layers();
+        let spec = Spec { layers, ..spec };
+        let (graph, chain) = prepared(&spec);
+        let x = draw(spec.seed, "x", spec.state_shape().iter().product());
+        let expected = segment(&spec, &second, first.layers(), reference(&spec, &first, 0, &x));
+        let graph = rewritten(&graph, &chain, &[first, second])?;
+        close(&format!("{first} {second}"), &expected, &evaluate(&spec, &graph, &x))
     });
 }

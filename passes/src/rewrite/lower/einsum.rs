@@ -119,8 +119,9 @@ fn twice(letters: &[char]) -> Option<(usize, usize)> {
     (0..letters.len()).find_map(second)
 }
 
-/// The letters of the operands, which have these ranks, and of the result.
-fn parsed(equation: &str, ranks: &[usize]) -> Option<(Vec<Vec<char>>, Vec<char>)> {
+/// The letters of the operands, which have these ranks, and of the result; axes of an ellipsis have characters of
+/// the private use area.
+pub(in crate::rewrite) fn parsed(equation: &str, ranks: &[usize]) -> Option<(Vec<Vec<char>>, Vec<char>)> {
     let equation: String = equation.chars().filter(|c| !c.is_whitespace()).collect();
     let (left, right) = match equation.split_once("->") {
         Some((l, r)) => (l.to_string(), Some(r.to_string())),

@@ -14,7 +14,7 @@ mod attention;
 mod convolution;
 mod correction;
 mod dims;
-mod einsum;
+pub(super) mod einsum;
 mod indexing;
 mod movement;
 mod norms;

@@ -117,6 +117,21 @@ fn broadcasting_needs_no_expand() {
 }
 
 #[test]
+fn what_is_summed_over_stays_repeated() {
+    for (axis, kept) in [(1, 1), (2, 0)] {
+        let mut g = Graph::new("streams");
+        let x = g.add_input("x", f32s(&[-1, 1, 6]));
+        let target = g.dims(&[size(-1), size(4), size(6)]).unwrap();
+        let streams = g.op(Op::Expand, &[x, target]);
+        let w = g.constant(random(1, &[4, 1]));
+        let y = g.bin(Binary::Mul, w, streams);
+        let y = g.op(Op::Reduce { op: Reduce::Sum, axes: vec![axis], keepdims: false }, &[y]);
+        g.add_output("y", y);
+        assert_eq!(count(&after(&g, &PASS).0, "Expand"), kept);
+    }
+}
+
+#[test]
 fn negated_conditions_swap_the_branches() {
     let mut g = Graph::new("where");
     let c = g.add_input("c", Type::new(DType::Bool, f32s(&[4]).shape));

@@ -1,0 +1,422 @@
+//! Products of matrices, however they are written.
+//!
+//! ```text
+//!   Einsum "...ij,...jd->...id"(h, x)                     becomes  Einsum "ABij,ABjd->ABid"(h, x)
+//!   ReduceSum(Mul(h [i, j, 1], x [b, t, 1, j, d]), j)     becomes  Einsum "ij,btjd->btid"(h, x)
+//!   MatMul(a [.., n, m], x)[.., 1:, :]                    becomes  MatMul(a[.., 1:, :], x)
+//! ```
+//!
+//! Hyper-connections mix and read their streams so: by a sum over a broadcast axis, and with one matrix for
+//! both whose rows are told apart behind the product.
+
+use std::collections::BTreeMap;
+
+use super::lower::einsum::parsed;
+use super::matching::{binary, ints};
+use super::sweep::sweep_first;
+use super::{Fidelity, Notes, Pass};
+use crate::ir::{Binary, Dim, Graph, GraphError, Node, NodeId, Op, Reduce, ValueId};
+
+/// Equations name every axis.
+pub(crate) const EQUATIONS: Pass = Pass { name: "equations", fidelity: Fidelity::Exact, apply: equations };
+
+/// Sums over a broadcast axis.
+pub(crate) const SUMS: Pass = Pass { name: "sums-of-products", fidelity: Fidelity::Rounding, apply: sums };
+
+/// Rows told apart. Exact: each element of a product is a sum of its own.
+pub(crate) const ROWS: Pass = Pass { name: "rows-of-products", fidelity: Fidelity::Exact, apply: rows };
+
+/// More rows than this are tokens, not streams.
+const MAX_ROWS: i64 = 33;
+
+fn equations(graph: &mut Graph, notes: &mut Notes) -> Result<usize, GraphError> {
+    sweep_first(graph, |graph, id| {
+        let Some((equation, operands)) = spelled_out(graph, id, notes) else { return Ok(None) };
+        graph.add(Op::Einsum { equation }, &operands).map(Some)
+    })
+}
+
+/// An equation with a letter for each axis of its ellipsis, and with a result.
+fn spelled_out(graph: &Graph, id: NodeId, notes: &mut Notes) -> Option<(String, Vec<ValueId>)> {
+    let node = graph.node(id)?;
+    let Op::Einsum { equation } = &node.op else { return None };
+    if !equation.contains('.') && equation.contains("->") {
+        return None;
+    }
+    let operands: Vec<ValueId> = node.operands().collect();
+    let shapes = operands.iter().map(|v| graph.shape(*v)).collect::<Option<Vec<_>>>()?;
+    let ranks: Vec<usize> = shapes.iter().map(|s| s.len()).collect();
+    let (terms, result) = parsed(equation, &ranks)?;
+    let mut sizes: BTreeMap<char, &Dim> = BTreeMap::new();
+    for (letter, size) in terms.iter().zip(&shapes).flat_map(|(term, shape)| term.iter().zip(*shape)) {
+        if *sizes.entry(*letter).or_insert(size) != size {
+            notes.decline(graph, id, "axes of the equation's ellipsis may have size 1 in one operand");
+            return None;
+        }
+    }
+    let mut free = ('A'..='Z').chain('a'..='z').filter(|c| !equation.contains(*c));
+    let mut names: BTreeMap<char, char> = BTreeMap::new();
+    for letter in sizes.keys() {
+        let name = if letter.is_ascii_alphabetic() { *letter } else { free.next()? };
+        names.insert(*letter, name);
+    }
+    let named = |term: &[char]| term.iter().filter_map(|c| names.get(c)).collect::<String>();
+    let left: Vec<String> = terms.iter().map(|t| named(t)).collect();
+    Some((format!("{}->{}", left.join(","), named(&result)), operands))
+}
+
+fn sums(graph: &mut Graph, notes: &mut Notes) -> Result<usize, GraphError> {
+    sweep_first(graph, |graph, id| {
+        let Some(found) = sum_of_products(graph, id, notes) else { return Ok(None) };
+        let mut terms = Vec::new();
+        let mut operands = Vec::new();
+        for factor in found.factors {
+            let mut v = factor.value;
+            if !factor.unit_axes.is_empty() {
+                v = graph.add(Op::Squeeze { axes: factor.unit_axes }, &[v])?;
+            }
+            if factor.perm.windows(2).any(|w| w[0] > w[1]) {
+                v = graph.add(Op::Transpose { perm: factor.perm.clone() }, &[v])?;
+            }
+            terms.push(factor.perm.iter().map(|at| letter(factor.axes[*at])).collect::<String>());
+            operands.push(v);
+        }
+        let result: String = (0..found.rank).filter(|i| *i != found.axis).map(letter).collect();
+        let equation = format!("{}->{result}", terms.join(","));
+        let product = graph.add(Op::Einsum { equation }, &operands)?;
+        if !found.keepdims {
+            return Ok(Some(product));
+        }
+        graph.add(Op::Unsqueeze { axes: vec![found.axis] }, &[product]).map(Some)
+    })
+}
+
+fn letter(axis: usize) -> char {
+    char::from(b'a' + axis as u8)
+}
+
+struct SumOfProducts {
+    factors: [Factor; 2],
+    /// Number of axes of the product before the sum, and the one that is summed over.
+    rank: usize,
+    axis: usize,
+    keepdims: bool,
+}
+
+struct Factor {
+    value: ValueId,
+    /// Axes of size 1 along which it is repeated.
+    unit_axes: Vec<usize>,
+    /// The product's axes that it has, in order.
+    axes: Vec<usize>,
+    /// Order in which the equation names them.
+    perm: Vec<usize>,
+}
+
+/// A sum, over an axis that both factors have, of products of which each has an axis that the other lacks.
+fn sum_of_products(graph: &Graph, id: NodeId, notes: &mut Notes) -> Option<SumOfProducts> {
+    let node = graph.node(id)?;
+    let Op::Reduce { op: Reduce::Sum, axes, keepdims } = &node.op else { return None };
+    let [axis] = axes[..] else { return None };
+    let product = node.input(0)?;
+    let (a, b) = binary(graph, product, Binary::Mul)?;
+    let wide = graph.shape(product)?;
+    if wide.len() > 26 || !graph.ty(product)?.dtype.is_float() {
+        return None;
+    }
+    let (mut a, mut b) = (factor(graph, a, wide)?, factor(graph, b, wide)?);
+    let own = |x: &Factor, y: &Factor| -> Vec<usize> {
+        x.axes.iter().copied().filter(|i| !y.axes.contains(i)).collect()
+    };
+    let (of_a, of_b) = (own(&a, &b), own(&b, &a));
+    if of_a.is_empty() || of_b.is_empty() {
+        return None;
+    }
+    if !a.axes.contains(&axis) || !b.axes.contains(&axis) {
+        notes.decline(graph, id, "the axis summed over is not one of both factors");
+        return None;
+    }
+    // The matrix, which has one more axis, has it and the sum's last.
+    let last = wide.len() - 1;
+    for (factor, own) in [(&mut a, &of_a), (&mut b, &of_b)] {
+        if let [row] = own[..]
+            && row != last
+        {
+            factor.perm.sort_by_key(|at| {
+                let i = factor.axes[*at];
+                (i == axis, i == row, i)
+            });
+        }
+    }
+    Some(SumOfProducts { factors: [a, b], rank: wide.len(), axis, keepdims: *keepdims })
+}
+
+/// How a factor lies in the product; `None` where its sizes may or may not be the product's.
+fn factor(graph: &Graph, value: ValueId, wide: &[Dim]) -> Option<Factor> {
+    let shape = graph.shape(value)?;
+    let lead = wide.len().checked_sub(shape.len())?;
+    let (mut unit_axes, mut axes) = (vec![], vec![]);
+    for (at, size) in shape.iter().enumerate() {
+        match &wide[lead + at] {
+            d if d == size => axes.push(lead + at),
+            _ if *size == Dim::ONE => unit_axes.push(at),
+            _ => return None,
+        }
+    }
+    let perm = (0..axes.len()).collect();
+    Some(Factor { value, unit_axes, axes, perm })
+}
+
+fn rows(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
+    let users = graph.users();
+    sweep_first(graph, |graph, id| {
+        let Some(part) = graph.node(id).and_then(|n| part(graph, n)) else { return Ok(None) };
+        let Some((op, mut operands, at, axis)) = rows_of(graph, &part, &users) else { return Ok(None) };
+        let (start, end) = match part.range {
+            Range::Slice(start, end) => (start, end),
+            Range::Row(row) => (graph.ints(&[row]), graph.ints(&[row + 1])),
+        };
+        let cut = Op::Slice { axes: vec![axis], steps: vec![part.step] };
+        operands[at] = graph.add(cut, &[operands[at], start, end])?;
+        let product = graph.add(op, &operands)?;
+        match part.range {
+            Range::Slice(..) => Ok(Some(product)),
+            Range::Row(_) => graph.add(Op::Squeeze { axes: vec![part.axis] }, &[product]).map(Some),
+        }
+    })
+}
+
+/// Some entries of a value along one axis.
+struct Part {
+    of: ValueId,
+    axis: usize,
+    range: Range,
+    step: i64,
+}
+
+enum Range {
+    Slice(ValueId, ValueId),
+    /// One entry, without the axis.
+    Row(i64),
+}
+
+fn part(graph: &Graph, node: &Node) -> Option<Part> {
+    let of = node.input(0)?;
+    match &node.op {
+        Op::Slice { axes, steps } => {
+            let ([axis], [step]) = (&axes[..], &steps[..]) else { return None };
+            let range = Range::Slice(node.input(1)?, node.input(2)?);
+            Some(Part { of, axis: *axis, range, step: *step })
+        }
+        Op::Gather { axis } => {
+            let index = node.input(1)?;
+            let [row] = ints(graph, index).filter(|_| graph.shape(index).is_some_and(<[Dim]>::is_empty))?[..]
+            else {
+                return None;
+            };
+            let size = graph.shape(of)?.get(*axis)?.known()?;
+            let row = if row < 0 { row + size } else { row };
+            (0..size).contains(&row).then_some(Part { of, axis: *axis, range: Range::Row(row), step: 1 })
+        }
+        _ => None,
+    }
+}
+
+/// The product, its operands, which of them has the rows, and along which axis, where the product is of two
+/// computed values and read by rows alone.
+fn rows_of(graph: &Graph, wanted: &Part, users: &[Vec<NodeId>]) -> Option<(Op, Vec<ValueId>, usize, usize)> {
+    let node = graph.producing(wanted.of)?;
+    let ([Some(a), Some(b)], [_]) = (&node.inputs[..], &node.outputs[..]) else { return None };
+    let shape = graph.shape(wanted.of)?;
+    let few = shape.get(wanted.axis)?.known().is_some_and(|n| n <= MAX_ROWS);
+    let by_rows = users.get(wanted.of.index())?.iter().all(|user| {
+        let read = graph.node(*user).and_then(|n| part(graph, n));
+        read.is_some_and(|p| p.axis == wanted.axis)
+    });
+    if !few || !by_rows || graph.outputs.iter().any(|o| o.value == wanted.of) {
+        return None;
+    }
+    let (at, axis) = match &node.op {
+        Op::MatMul => {
+            let (rows, columns) = (graph.shape(*a)?.len(), graph.shape(*b)?.len());
+            (rows > 1 && columns > 1 && wanted.axis + 2 == shape.len()).then(|| (0, rows - 2))?
+        }
+        Op::Einsum { equation } => {
+            let (terms, result) = equation.split_once("->")?;
+            let (first, second) = terms.split_once(',')?;
+            let row = result.chars().nth(wanted.axis).filter(char::is_ascii_alphabetic)?;
+            let places =
+                |term: &str| term.chars().enumerate().filter(|(_, c)| *c == row).map(|(i, _)| i).collect();
+            let (in_first, in_second): (Vec<usize>, Vec<usize>) = (places(first), places(second));
+            match (&in_first[..], &in_second[..]) {
+                _ if equation.contains('.') => return None,
+                ([axis], []) => (0, *axis),
+                ([], [axis]) => (1, *axis),
+                _ => return None,
+            }
+        }
+        _ => return None,
+    };
+    let other = if at == 0 { *b } else { *a };
+    graph.tensor(other).is_none().then(|| (node.op.clone(), vec![*a, *b], at, axis))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rewrite::testing::{after, cleaned, count, f32s, random};
+
+    fn summed(a: &[i64], b: &[i64], axis: usize, keepdims: bool) -> Graph {
+        let mut g = Graph::new("sum");
+        let (a, b) = (g.add_input("a", f32s(a)), g.add_input("b", f32s(b)));
+        let y = g.bin(Binary::Mul, a, b);
+        let y = g.op(Op::Reduce { op: Reduce::Sum, axes: vec![axis], keepdims }, &[y]);
+        g.add_output("y", y);
+        g
+    }
+
+    fn equation(g: &Graph) -> Option<String> {
+        g.nodes().find_map(|(_, n)| match &n.op {
+            Op::Einsum { equation } => Some(equation.clone()),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn equations_name_every_axis() {
+        for (given, a, b, found) in [
+            ("...st,...sd->...td", &[-1, -2, 4, 5][..], &[-1, -2, 4, 6][..], Some("BAst,BAsd->BAtd")),
+            ("...sd,st->...td", &[-1, -2, 4, 6], &[4, 5], Some("BAsd,st->BAtd")),
+            ("ij,jk", &[3, 4], &[4, 5], Some("ij,jk->ik")),
+            ("ij,jk->ki", &[3, 4], &[4, 5], None),
+            // The batch of the first is repeated.
+            ("...st,...sd->...td", &[1, -2, 4, 5], &[-1, -2, 4, 6], None),
+        ] {
+            let mut g = Graph::new("equation");
+            let (a, b) = (g.add_input("a", f32s(a)), g.add_input("b", f32s(b)));
+            let y = g.op(Op::Einsum { equation: given.into() }, &[a, b]);
+            g.add_output("y", y);
+            let (g, changes) = after(&g, &EQUATIONS);
+            assert_eq!(changes, usize::from(found.is_some()), "{given}");
+            assert_eq!(equation(&g).as_deref(), found.or(Some(given)));
+        }
+    }
+
+    #[test]
+    fn sums_over_a_broadcast_axis_are_products() {
+        for (a, b, axis, found) in [
+            // One matrix for all tokens; the streams behind the tokens, before them, and transposed.
+            (&[4, 4, 1][..], &[-1, -2, 1, 4, 6][..], 3, "cd,abde->abce"),
+            (&[4, 4, 1, 1], &[-1, 1, 4, -2, 6], 2, "bc,acde->abde"),
+            (&[4, 4, 1], &[-1, -2, 4, 1, 6], 2, "dc,abce->abde"),
+            // A matrix for each token, with its square behind the tokens or before them.
+            (&[-1, -2, 4, 4, 1], &[-1, -2, 1, 4, 6], 3, "abcd,abde->abce"),
+            (&[-1, 4, 4, -2, 1], &[-1, 1, 4, -2, 6], 2, "adbc,acde->abde"),
+        ] {
+            for (commuted, keepdims) in [(false, false), (true, false), (false, true)] {
+                let g = if commuted { summed(b, a, axis, keepdims) } else { summed(a, b, axis, keepdims) };
+                let (g, changes) = after(&g, &SUMS);
+                let found = match (commuted, found.split_once("->").zip(found.split_once(','))) {
+                    (true, Some(((terms, result), (first, _)))) => {
+                        format!("{},{first}->{result}", &terms[first.len() + 1..])
+                    }
+                    _ => found.to_string(),
+                };
+                assert_eq!((changes, equation(&g)), (1, Some(found)));
+                assert_eq!(count(&g, "Unsqueeze"), usize::from(keepdims));
+            }
+        }
+    }
+
+    #[test]
+    fn other_sums_stay() {
+        for (a, b, axis) in [
+            // Streams weighted and summed: nothing is made of more.
+            (&[4, 1][..], &[-1, -2, 4, 6][..], 2),
+            // An axis that only one has is summed over.
+            (&[4, 1, 1], &[-1, -2, 1, 5, 6], 3),
+            // Sizes of which only the run tells whether they broadcast.
+            (&[4, -3, 1], &[-1, -2, 1, 7, 6], 3),
+        ] {
+            let (_, changes) = after(&summed(a, b, axis, false), &SUMS);
+            assert_eq!(changes, 0, "{a:?} {b:?}");
+        }
+        // Two axes at once; a mean.
+        for (op, axes) in [(Reduce::Sum, vec![2, 3]), (Reduce::Mean, vec![3])] {
+            let mut g = Graph::new("other");
+            let (a, b) = (g.add_input("a", f32s(&[4, 4, 1])), g.add_input("b", f32s(&[-1, 2, 1, 4, 6])));
+            let y = g.bin(Binary::Mul, a, b);
+            let y = g.op(Op::Reduce { op, axes, keepdims: false }, &[y]);
+            g.add_output("y", y);
+            assert_eq!(after(&g, &SUMS).1, 0);
+        }
+    }
+
+    /// A product of five rows, read as its first row and the others.
+    fn told_apart(equation: Option<&str>, gathered: bool, more: impl FnOnce(&mut Graph, ValueId)) -> Graph {
+        let mut g = Graph::new("rows");
+        let (a, x) = (g.add_input("a", f32s(&[-1, -2, 5, 4])), g.add_input("x", f32s(&[-1, -2, 4, 6])));
+        let product = match equation {
+            None => g.op(Op::MatMul, &[a, x]),
+            Some(equation) => g.op(Op::Einsum { equation: equation.into() }, &[a, x]),
+        };
+        let read = if gathered {
+            let at = g.scalar(-5i64);
+            g.op(Op::Gather { axis: 2 }, &[product, at])
+        } else {
+            let (start, end) = (g.ints(&[0]), g.ints(&[1]));
+            g.op(Op::Slice { axes: vec![2], steps: vec![1] }, &[product, start, end])
+        };
+        let (start, end) = (g.ints(&[1]), g.ints(&[i64::MAX]));
+        let rest = g.op(Op::Slice { axes: vec![2], steps: vec![1] }, &[product, start, end]);
+        g.add_output("read", read);
+        g.add_output("rest", rest);
+        more(&mut g, product);
+        g
+    }
+
+    #[test]
+    fn rows_told_apart_are_products_of_rows() {
+        for equation in [None, Some("btij,btjd->btid")] {
+            for gathered in [false, true] {
+                let g = cleaned(&told_apart(equation, gathered, |_, _| {}));
+                let products = count(&g, "MatMul") + count(&g, "Einsum");
+                assert_eq!((products, count(&g, "Slice"), count(&g, "Gather")), (2, 2, 0));
+                assert_eq!(count(&g, "Squeeze"), usize::from(gathered));
+                let cut = g.nodes().filter(|(_, n)| matches!(n.op, Op::Slice { .. }));
+                assert!(cut.into_iter().all(|(_, n)| n.input(0) == g.inputs().first().copied()));
+            }
+        }
+    }
+
+    #[test]
+    fn products_that_are_read_otherwise_stay() {
+        // Whole, by an output or a node; along another axis.
+        let mores: [fn(&mut Graph, ValueId); 3] = [
+            |g, product| g.add_output("whole", product),
+            |g, product| {
+                let y = g.un(crate::ir::Unary::Exp, product);
+                g.add_output("whole", y);
+            },
+            |g, product| {
+                let (start, end) = (g.ints(&[0]), g.ints(&[2]));
+                let y = g.op(Op::Slice { axes: vec![3], steps: vec![1] }, &[product, start, end]);
+                g.add_output("columns", y);
+            },
+        ];
+        for more in mores {
+            assert_eq!(after(&told_apart(None, false, more), &ROWS).1, 0);
+        }
+        // Packed weights and tokens.
+        for (a, x, axis) in [(&[-1, 7, 4][..], &[4, 6][..], 1), (&[-1, -2, 4], &[-1, 4, 6], 1)] {
+            let mut g = Graph::new("tokens");
+            let a = g.add_input("a", f32s(a));
+            let x = if x.len() == 2 { g.constant(random(1, &[4, 6])) } else { g.add_input("x", f32s(x)) };
+            let y = g.op(Op::MatMul, &[a, x]);
+            let (start, end) = (g.ints(&[0]), g.ints(&[1]));
+            let y = g.op(Op::Slice { axes: vec![axis], steps: vec![1] }, &[y, start, end]);
+            g.add_output("y", y);
+            assert_eq!(after(&g, &ROWS).1, 0);
+        }
+    }
+}
