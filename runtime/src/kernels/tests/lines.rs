@@ -322,13 +322,15 @@ fn corrections() {
 fn scans_mix_the_streams_of_each_token() {
     let Some(gpu) = gpu() else { return };
     let mut random = Random::new(12);
-    let (c, t, n, d) = (3u32, 2u32, 4u32, 17u32);
-    // Streams after and before the tokens.
-    for (shape, axis) in [([c, t, n, d], 2u32), ([c, n, t, d], 1)] {
+    // Units, tokens, streams and features; streams after and before the tokens.
+    let sizes = [(3u32, 2u32, 4u32, 17u32), (1, 3, 2, 5), (32, 1, 8, 9), (2, 70, 2, 1), (5, 2, 32, 3)];
+    for ((c, tokens, n, d), axis) in sizes.into_iter().flat_map(|s| [(s, 2u32), (s, 1)]) {
+        let shape = if axis == 2 { [c, tokens, n, d] } else { [c, n, tokens, d] };
         let f = dense(&shape, Scalar::F32);
-        let a = dense(&[c, t, n, n], Scalar::F32);
-        let size = (t * n * d) as usize;
-        let (fs, matrices) = (random.floats(c as usize * size), random.floats((c * t * n * n) as usize));
+        let a = dense(&[c, tokens, n, n], Scalar::F32);
+        let size = (tokens * n * d) as usize;
+        let (fs, matrices) = (random.floats(c as usize * size), random.floats((c * tokens * n * n) as usize));
+        let matrices: Vec<f32> = matrices.iter().map(|a| a * 1.5 / n as f32).collect();
         for (shared, last_only) in [(false, false), (false, true), (true, false), (true, true)] {
             let ss = random.floats(if shared { size } else { c as usize * size });
             let s = dense(if shared { &shape[1..] } else { &shape }, Scalar::F32);
@@ -339,10 +341,10 @@ fn scans_mix_the_streams_of_each_token() {
             };
             let old = |i: usize| if shared { ss[i % size] } else { ss[i] };
             let mut all = fs.clone();
-            for p in positions(&[c, t, n, d]).iter().filter(|p| p[0] > 0) {
+            for p in positions(&[c, tokens, n, d]).iter().filter(|p| p[0] > 0) {
                 let (u, t, q, i) = (p[0], p[1], p[2], p[3]);
                 for r in 0..n {
-                    let weight = matrices[(((u * 2 + t) * n + q) * n + r) as usize];
+                    let weight = matrices[(((u * tokens + t) * n + q) * n + r) as usize];
                     let before = at(u - 1, t, r, i);
                     all[at(u, t, q, i)] += weight * (all[before] - old(before));
                 }
