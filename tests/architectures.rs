@@ -1,7 +1,8 @@
 //! Small exports of many architectures: layers and style as their makers say, answers as ONNX Runtime's, on the
 //! evaluator and on a device, and what plans make of them.
 //!
-//! The folders of `fixtures/zoo` are made by `fixtures/make_zoo.py`.
+//! The folders of `fixtures/zoo` are made by `fixtures/make_zoo.py`, those of `fixtures/hyper`, all of them
+//! hyper-connections, by `fixtures/make_hyper.py`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use snlp::compare::{Tolerance, compare};
 use snlp::npz::read_npz;
 use snlp::source::{Source, parse_plan};
-use snlp_passes::analysis::{Kind, other_stacks};
+use snlp_passes::analysis::{Kind, Transfer, other_stacks};
 use snlp_passes::eval::eval_graph;
 use snlp_passes::ir::{Graph, Tensor};
 use snlp_runtime::schedule::Options;
@@ -23,6 +24,16 @@ const FUSED: &[(&str, &str, Option<&str>)] = &[
     ("albert-ts14", "1xF2", Some("a normalisation lies on the skip path")),
     ("falcon_7b-ts17", "2xF2", None),
     ("gemma3-dyn18", "2xF2", None),
+    ("hc2-dynamic-merged-dyn18", "2xF2", None),
+    ("hc2-dynamic-sums-dyn18", "2xF2[k=2]", None),
+    ("hc2-static-rows-ts17", "2xF2[init=batch_fwd]", None),
+    ("hc4-dynamic-merged-ts17", "1xF4", None),
+    ("hc4-dynamic-rows-ts17", "2xF2", None),
+    ("hc4-dynamic-sums-ts17", "2xF2[k=2]", None),
+    ("hc4-static-merged-ts17", "2xF2", None),
+    ("hc4-static-rows-dyn18", "1xF2", None),
+    ("hc8-dynamic-rows-dyn18", "2xF2[elk=0.2]", None),
+    ("hc8-static-sums-ts17", "2xF2", None),
     ("modernbert-dyn18", "2xF2", None),
     ("opt-dyn18", "2xF2", None),
     ("t5_encoder-dyn18", "1xF4", None),
@@ -31,12 +42,20 @@ const FUSED: &[(&str, &str, Option<&str>)] = &[
 ];
 
 /// Folders whose layers are evaluated on a device too, fused.
-const ON_DEVICE: &[&str] = &["gemma3-dyn18", "opt-dyn18", "t5_tiny-ts17"];
+const ON_DEVICE: &[&str] = &[
+    "gemma3-dyn18",
+    "hc2-dynamic-sums-dyn18",
+    "hc4-dynamic-merged-ts17",
+    "hc8-static-sums-ts17",
+    "opt-dyn18",
+    "t5_tiny-ts17",
+];
 
 fn zoo() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/zoo");
-    let mut folders: Vec<PathBuf> = std::fs::read_dir(&root)
-        .unwrap()
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let mut folders: Vec<PathBuf> = ["zoo", "hyper"]
+        .into_iter()
+        .flat_map(|kind| std::fs::read_dir(root.join(kind)).unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.join("model.onnx").is_file())
         .collect();
@@ -114,6 +133,31 @@ fn layers_and_styles_are_what_the_makers_say() {
         assert_eq!(Some(chain.layers.len() as u64), meta["n_layers"].as_u64(), "{name}");
         assert_eq!(Some(chain.kind.to_string().as_str()), meta["kind"].as_str(), "{name}");
     }
+}
+
+#[test]
+fn streams_are_counted_and_their_mixing_told() {
+    let mut found = 0;
+    for folder in zoo() {
+        let (name, meta, source) = (name_of(&folder), meta(&folder), source(&folder));
+        let Some(streams) = meta["streams"].as_u64() else { continue };
+        let chain = source.chain().unwrap();
+        assert_eq!(chain.streams.count as u64, streams, "{name}");
+        assert_eq!(Some(chain.surrogate()), meta["surrogate"].as_str(), "{name}");
+        for layer in &chain.layers {
+            let of_tokens = match layer.transfer(&source.graph) {
+                Transfer::TokenMixing => true,
+                Transfer::Mixing(m) => {
+                    assert_eq!(m.size() as u64, streams, "{name}");
+                    false
+                }
+                other => panic!("{name}: {other:?}"),
+            };
+            assert_eq!(of_tokens, meta["mixing"] == "dynamic", "{name}");
+        }
+        found += 1;
+    }
+    assert!(found >= 10, "{found} models with streams");
 }
 
 #[test]

@@ -68,6 +68,17 @@ fn converted_fixtures_agree_with_onnx_runtime() {
     let words =
         ["--models", models, "--plans", "1", "--only", "gpt2-tiny-int8", "gpt2-tiny-qdq", "llama-tiny-int4"];
     python("converted.py", backend(), &words);
+    let models = root().join("fixtures/hyper");
+    let mut words = vec!["--models", models.to_str().expect("utf-8"), "--plans", "1"];
+    let kinds = [
+        "hc2-dynamic-sums-dyn18",
+        "hc4-dynamic-merged-ts17",
+        "hc8-dynamic-rows-dyn18",
+        "hc8-static-sums-ts17",
+    ];
+    words.push("--only");
+    words.extend(kinds);
+    python("converted.py", backend(), &words);
 }
 
 #[test]
