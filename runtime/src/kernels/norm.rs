@@ -2,11 +2,10 @@
 //!
 //! Bindings: `x`, `scale` (or `x` again), `bias` (or `x` again), `out`.
 
-use super::layout::{Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
+use super::layout::{MAX_RANK, Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
 use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
 
 const KERNEL: &str = "norm";
-const MAX_OUTER: usize = 4;
 
 /// Which normalisation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,18 +66,24 @@ impl Norm<'_> {
             let cut: Vec<Vec<u32>> = strides.iter().map(|s| s[range.clone()].to_vec()).collect();
             Space::merge(&shape[range], &cut).at_most(KERNEL, most)
         };
-        let (outer, inner) = (part(0..split, MAX_OUTER)?, part(split..shape.len(), 1)?);
+        let (outer, inner) = (part(0..split, MAX_RANK)?, part(split..shape.len(), 1)?);
         let width = inner.shape.iter().product::<u32>();
         let rows = total.checked_div(width).unwrap_or(0);
-        let mut words = Words::new().array(&outer.shape, 4);
+        let mut words = Words::new().array(&outer.shape, MAX_RANK);
         for strides in &outer.strides {
-            words = words.array(strides, 4);
+            words = words.array(strides, MAX_RANK);
         }
         let along: Vec<u32> = inner.strides.iter().filter_map(|s| s.first().copied()).collect();
         let offset = |operand: Option<&Operand>| operand.map_or(0, |o| o.view.offset);
         let offsets = [Some(self.x), self.scale, self.bias, Some(self.out)].map(offset);
-        let params =
-            words.array(&along, 4).array(&offsets, 4).word(rows).word(width).float(self.epsilon).done();
+        let params = words
+            .array(&along, 4)
+            .array(&offsets, 4)
+            .word(rows)
+            .word(width)
+            .float(self.epsilon)
+            .word(outer.shape.len() as u32)
+            .done();
 
         let (entry, workgroup, groups) = if limits.software {
             ("by_row", 64, u64::from(rows.div_ceil(64)))

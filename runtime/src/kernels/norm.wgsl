@@ -2,17 +2,18 @@
 // LayerNorm takes the mean first and the variance around it second, so it does not cancel.
 
 struct Params {
-    outer: vec4<u32>,
-    outer_x: vec4<u32>,
-    outer_scale: vec4<u32>,
-    outer_bias: vec4<u32>,
-    outer_out: vec4<u32>,
+    outer: array<vec4<u32>, 2>,
+    outer_x: array<vec4<u32>, 2>,
+    outer_scale: array<vec4<u32>, 2>,
+    outer_bias: array<vec4<u32>, 2>,
+    outer_out: array<vec4<u32>, 2>,
     // Strides along the row, and offsets: x, scale, bias, out.
     along: vec4<u32>,
     offsets: vec4<u32>,
     rows: u32,
     width: u32,
     epsilon: f32,
+    rank: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -45,27 +46,23 @@ fn load_bias(i: u32) -> f32 { return decode(bias[select(i, i / 2u, BIAS_HALF)], 
 // alone decides a branch or the end of a loop, unless this is added to it.
 var<private> zero: u32;
 
-fn dot4(a: vec4<u32>, b: vec4<u32>) -> u32 {
-    return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-}
-
-fn unravel(index: u32, shape: vec4<u32>) -> vec4<u32> {
-    var at = vec4<u32>(0u);
-    var rest = index;
-    for (var d = 3u; d > 0u; d--) {
-        if (shape[d] + zero != 0u) {
-            at[d] = rest % shape[d];
-            rest = rest / shape[d];
-        }
-    }
-    at.x = rest;
-    return at;
+// Strides of one outer axis: x, scale, bias, out.
+fn strides(d: u32) -> vec4<u32> {
+    let q = d / 4u;
+    let r = d % 4u;
+    return vec4<u32>(p.outer_x[q][r], p.outer_scale[q][r], p.outer_bias[q][r], p.outer_out[q][r]);
 }
 
 // First elements of a row: x, scale, bias, out.
 fn starts(row: u32) -> vec4<u32> {
-    let at = unravel(row, p.outer);
-    return p.offsets + vec4<u32>(dot4(at, p.outer_x), dot4(at, p.outer_scale), dot4(at, p.outer_bias), dot4(at, p.outer_out));
+    var at = p.offsets;
+    var rest = row;
+    for (var d = p.rank + zero; d > 1u; d--) {
+        let size = p.outer[(d - 1u) / 4u][(d - 1u) % 4u];
+        at += (rest % size) * strides(d - 1u);
+        rest = rest / size;
+    }
+    return at + rest * strides(0u);
 }
 
 fn write(at: vec4<u32>, mean: f32, factor: f32) {

@@ -57,6 +57,38 @@ fn norms() {
 }
 
 #[test]
+fn norms_of_rows_in_any_order() {
+    let Some(gpu) = gpu() else { return };
+    // No two of the outer axes, which lie in reverse order, merge.
+    for outer in [vec![], vec![3u32], vec![2, 3, 2, 2, 3, 2, 2]] {
+        let width = 5u32;
+        let shape = [&outer[..], &[width]].concat();
+        let mut strides = vec![1; shape.len()];
+        let mut step = width;
+        for (axis, size) in outer.iter().enumerate() {
+            strides[axis] = step;
+            step *= size;
+        }
+        let (x, out) = (strided(&shape, &strides, 0), dense(&shape, Scalar::F32));
+        let xs = Random::new(3).floats(step as usize);
+        let mut expected = vec![];
+        for p in positions(&outer) {
+            let row = (0..width).map(|i| f64::from(xs[address(&x.view, &[&p[..], &[i]].concat())]));
+            let square = row.clone().map(|v| v * v).sum::<f64>() / f64::from(width);
+            expected.extend(row.map(|v| (v / (square + 1e-5).sqrt()) as f32));
+        }
+        for limits in [limits(), hardware()] {
+            let kind = NormKind::Rms;
+            let spec = Norm { x: &x, scale: None, bias: None, out: &out, axes: 1, epsilon: 1e-5, kind };
+            let words = bits(&xs);
+            let launch = spec.launch(&limits).unwrap();
+            let words = gpu.run_one(&launch, &[&words[..]; 3], expected.len());
+            close(&f32s(&words), &expected, 2e-5, 2e-5);
+        }
+    }
+}
+
+#[test]
 fn softmaxes() {
     let Some(gpu) = gpu() else { return };
     for (shape, axis) in [([2u32, 3, 70], 2usize), ([2, 300, 3], 1), ([1, 2, 1], 2), ([5, 4, 3], 0)] {
