@@ -9,6 +9,7 @@ use snlp_passes::plan::{PlacedPlan, Plan, PlanError};
 use snlp_passes::rewrite::{CleanUpReport, Parallelized, clean_up, parallelize};
 
 use crate::error::{Error, Kind};
+use crate::language::inputs::one_sequence;
 use crate::onnx::{ErrorKind, Model, NEWEST_IR, OnnxError};
 use crate::text;
 
@@ -63,6 +64,17 @@ impl Source {
         })?;
         let chain = find_chain(&graph);
         Ok(Source { path: path.into(), model, graph, clean_up, chain })
+    }
+
+    /// The same model for one sequence of tokens without padding ([`one_sequence`]), with its chain.
+    ///
+    /// # Errors
+    /// When the model does not take one sequence of any length.
+    pub fn of_one_sequence(&self) -> Result<Source, Error> {
+        let graph = one_sequence(&self.graph).map_err(|e| e.about(&self.path))?;
+        let chain = find_chain(&graph);
+        let (path, model) = (self.path.clone(), self.model.clone());
+        Ok(Source { path, model, graph, clean_up: CleanUpReport::default(), chain })
     }
 
     /// The files that the model was read from, each with what it is.

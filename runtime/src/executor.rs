@@ -27,6 +27,7 @@ pub(crate) struct Prepared {
     upload: wgpu::Buffer,
     inputs: Vec<Option<wgpu::Buffer>>,
     activations: Vec<wgpu::Buffer>,
+    states: Vec<wgpu::Buffer>,
     staging: wgpu::Buffer,
     staging_bytes: u64,
 }
@@ -51,8 +52,13 @@ impl Dispatch {
 
 impl Prepared {
     /// Allocates and compiles what the plan needs. Constants whose bytes are in `shared` go to the
-    /// device's common store, others belong to this plan.
-    pub(crate) fn new(gpu: &Arc<Gpu>, plan: Plan, shared: &SharedBytes) -> Result<Prepared, RuntimeError> {
+    /// device's common store, others belong to this plan. The states are the plan's, in order.
+    pub(crate) fn new(
+        gpu: &Arc<Gpu>,
+        plan: Plan,
+        shared: &SharedBytes,
+        states: &[wgpu::Buffer],
+    ) -> Result<Prepared, RuntimeError> {
         use wgpu::BufferUsages as U;
         let constants = place_constants(gpu, &plan, shared)?;
         let upload = gpu.buffer("uploads", plan.upload_bytes, U::STORAGE | U::COPY_DST)?;
@@ -78,6 +84,7 @@ impl Prepared {
             upload,
             inputs,
             activations,
+            states: states.to_vec(),
             staging,
             staging_bytes,
         };
@@ -146,6 +153,7 @@ impl Prepared {
             Place::Input(n) => (self.inputs.get(n)?.as_ref()?, binding.offset, bytes),
             Place::Upload(at) => (&self.upload, at + binding.offset, bytes),
             Place::Activation(n) => (self.activations.get(n)?, binding.offset, bytes),
+            Place::State(n) => (self.states.get(n)?, binding.offset, bytes),
         })
     }
 

@@ -12,7 +12,7 @@ use crate::executor::{Prepared, SharedBytes};
 use crate::kernels::Scalar;
 use crate::profile::{StepTime, profile};
 use crate::schedule::{
-    Constant, Options, Plan, ScheduleError, WeightDtype, packed_scalar_of, plan, unknown_operators,
+    Constant, Options, Place, Plan, ScheduleError, WeightDtype, packed_scalar_of, plan, unknown_operators,
 };
 
 /// Prepared plans that a session keeps; the one that was not used for longest goes first.
@@ -27,6 +27,8 @@ pub struct Session {
     shared: SharedBytes,
     /// Most recently used last.
     prepared: Mutex<Vec<(Bindings, Stages<Prepared>)>>,
+    /// What stays on the device, the same for all plans; zero before the first run.
+    states: Mutex<Vec<wgpu::Buffer>>,
 }
 
 impl Session {
@@ -45,7 +47,14 @@ impl Session {
             .flatten()
             .map(|bytes| (bytes.as_ptr() as usize, bytes.len()))
             .collect();
-        Ok(Session { gpu: gpu.clone(), graph, options, shared, prepared: Mutex::default() })
+        Ok(Session {
+            gpu: gpu.clone(),
+            graph,
+            options,
+            shared,
+            prepared: Mutex::default(),
+            states: Mutex::default(),
+        })
     }
 
     /// Sessions of several graphs over one set of weights (a model and its plans). Their stacked weights
@@ -58,8 +67,16 @@ impl Session {
         graphs: Vec<Graph>,
         options: &Options,
     ) -> Result<Vec<Session>, RuntimeError> {
+        Session::group_with(gpu, graphs.into_iter().map(|g| (g, options.clone())).collect())
+    }
+
+    /// As [`Session::group`], each graph with its own options.
+    ///
+    /// # Errors
+    /// As [`Session::group`].
+    pub fn group_with(gpu: &Arc<Gpu>, graphs: Vec<(Graph, Options)>) -> Result<Vec<Session>, RuntimeError> {
         let mut stacks = vec![];
-        for graph in &graphs {
+        for (graph, options) in &graphs {
             for (_, value) in graph.values() {
                 if let Def::Constant(tensor) = &value.def
                     && tensor.parts().len() > 1
@@ -75,7 +92,7 @@ impl Session {
             }
         }
         lock(&gpu.weights).place(gpu, &stacks)?;
-        graphs.into_iter().map(|graph| Session::new(gpu, graph, options.clone())).collect()
+        graphs.into_iter().map(|(graph, options)| Session::new(gpu, graph, options)).collect()
     }
 
     /// The graph.
@@ -195,7 +212,32 @@ impl Session {
 
     /// Prepares a graph without symbols whose sizes are all known.
     fn prepare(&self, bound: Graph) -> Result<Prepared, RuntimeError> {
-        Prepared::new(&self.gpu, self.plan(bound)?, &self.shared)
+        let plan = self.plan(bound)?;
+        let states = self.states(&plan)?;
+        Prepared::new(&self.gpu, plan, &self.shared, &states)
+    }
+
+    /// The buffers of the states, which are made once: their sizes are the same whatever the sizes of other
+    /// inputs.
+    fn states(&self, plan: &Plan) -> Result<Vec<wgpu::Buffer>, RuntimeError> {
+        let sizes: Vec<u64> =
+            plan.slots.iter().filter(|s| matches!(s.place, Place::State(_))).map(|s| s.bytes).collect();
+        if sizes.len() != self.options.states.len() {
+            let message = "states do not go with sizes that values decide".to_string();
+            return Err(RuntimeError::Bind(message));
+        }
+        let mut states = lock(&self.states);
+        if states.is_empty() {
+            let usage =
+                wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+            for bytes in &sizes {
+                states.push(self.gpu.buffer("states", *bytes, usage)?);
+            }
+        }
+        if states.iter().map(wgpu::Buffer::size).ne(sizes.iter().map(|b| b.next_multiple_of(4))) {
+            return Err(RuntimeError::Bind("the states have other sizes than in an earlier run".into()));
+        }
+        Ok(states.clone())
     }
 
     /// Runs every part but the last; returns that with its inputs.
@@ -226,6 +268,7 @@ impl Session {
                 let name = self.graph.value(*v).name.as_deref()?;
                 Some((name, self.graph.ty(*v)?.dtype))
             })
+            .filter(|(name, _)| !self.options.states.iter().any(|(before, _)| before == name))
             .collect();
         let missing: Vec<String> = named
             .iter()

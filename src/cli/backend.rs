@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use snlp::error::{Error, Kind};
+use snlp::language::decoder::{Forward, Stepper};
 use snlp::passes::ir::{Graph, Tensor};
 use snlp::runtime::schedule::{Options, WeightDtype};
 use snlp::runtime::{AdapterChoice, Gpu, RuntimeError, Session, StepTime, adapters};
@@ -127,6 +128,25 @@ impl Backend {
         }
     }
 
+    /// Makes steppers ready to run; what stays with each stays from call to call.
+    pub fn load_steppers(&self, steppers: &[&Stepper]) -> Result<Vec<Runner>, Error> {
+        match self {
+            Backend::Gpu(gpu, options) => {
+                let one =
+                    |s: &&Stepper| (s.graph.clone(), Options { states: s.states.clone(), ..options.clone() });
+                let sessions = Session::group_with(gpu, steppers.iter().map(one).collect());
+                Ok(sessions.map_err(runtime_error)?.into_iter().map(Runner::Gpu).collect())
+            }
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => {
+                let one = |s: &&Stepper| {
+                    Runner::Cpu(super::cpu::CpuRunner::with_states(s.graph.clone(), s.states.clone()))
+                };
+                Ok(steppers.iter().map(one).collect())
+            }
+        }
+    }
+
     /// Makes one graph ready to run.
     pub fn load_one(&self, graph: Graph) -> Result<Runner, Error> {
         let mut all = self.load(vec![graph])?;
@@ -170,6 +190,12 @@ impl Runner {
             Runner::Cpu(_) => Err(Error::usage("--profile needs the GPU backend")
                 .help("give --backend gpu; a software adapter will do")),
         }
+    }
+}
+
+impl Forward for Runner {
+    fn forward(&self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, Error> {
+        self.run(inputs)
     }
 }
 

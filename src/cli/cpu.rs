@@ -20,6 +20,10 @@ pub struct CpuRunner {
     graph: Graph,
     /// Most recently used last.
     stages: Mutex<Vec<(Bindings, Stages<Part>)>>,
+    /// Names of inputs that stay here, and of the outputs that take their place.
+    names: Vec<(String, String)>,
+    /// What they hold; nothing before the first run.
+    states: Mutex<Vec<(String, Tensor)>>,
 }
 
 /// A model with what its inputs and outputs are called, in order.
@@ -48,13 +52,48 @@ fn missing(output: &str) -> Error {
 impl CpuRunner {
     /// A runner of one graph; nothing is prepared before the first run.
     pub fn new(graph: Graph) -> Self {
-        CpuRunner { graph, stages: Mutex::default() }
+        CpuRunner::with_states(graph, vec![])
+    }
+
+    /// A runner that keeps some of the outputs for the inputs of the next run.
+    pub fn with_states(graph: Graph, names: Vec<(String, String)>) -> Self {
+        CpuRunner { graph, stages: Mutex::default(), names, states: Mutex::default() }
     }
 
     /// Runs the graph; outputs come in the graph's order.
     pub fn run(&self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, Error> {
-        let outputs = self.with_stages(inputs, forward)?;
-        self.graph.outputs.iter().zip(&outputs).map(|(o, t)| declared(&self.graph, o, t)).collect()
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        if states.is_empty() {
+            *states = self.names.iter().map(|(before, _)| self.zeros(before)).collect::<Result<_, _>>()?;
+        }
+        let all: Vec<(String, Tensor)> = inputs.iter().chain(states.iter()).cloned().collect();
+        let outputs = self.with_stages(&all, forward)?;
+        let mut named = self
+            .graph
+            .outputs
+            .iter()
+            .zip(&outputs)
+            .map(|(o, t)| declared(&self.graph, o, t))
+            .collect::<Result<Vec<_>, _>>()?;
+        for (state, (_, after)) in states.iter_mut().zip(&self.names) {
+            if let Some(at) = named.iter().position(|(name, _)| name == after) {
+                state.1 = named.remove(at).1;
+            }
+        }
+        Ok(named)
+    }
+
+    /// What a state holds at first.
+    fn zeros(&self, name: &str) -> Result<(String, Tensor), Error> {
+        let input = self.graph.inputs().iter().find(|v| self.graph.value(**v).name.as_deref() == Some(name));
+        let ty = input.and_then(|v| self.graph.ty(*v));
+        let made = ty.and_then(|ty| {
+            let shape = ty.known_shape()?;
+            let zeros = vec![0u8; ty.dtype.bytes(shape.iter().product())];
+            Tensor::from_bytes(ty.dtype, shape, zeros.into()).ok()
+        });
+        made.map(|t| (name.to_string(), t))
+            .ok_or_else(|| Error::new(Kind::Internal, format!("state '{name}' has no size")))
     }
 
     /// The time of each of `count` forwards.

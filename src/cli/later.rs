@@ -12,16 +12,6 @@ pub struct Plan {
     rest: Vec<String>,
 }
 
-/// Generate text (not implemented yet)
-#[derive(Args)]
-#[command(
-    after_help = "Example (once implemented):\n  snlp generate model.onnx --tokenizer tokenizer.json --prompt 'Once'"
-)]
-pub struct Generate {
-    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    rest: Vec<String>,
-}
-
 /// Time forwards of plans against the device's roofline (not implemented yet)
 #[derive(Args)]
 #[command(

@@ -11,6 +11,7 @@ mod convert;
 mod cpu;
 mod devices;
 mod eval;
+mod generate;
 mod inspect;
 mod later;
 mod measure;
@@ -74,7 +75,7 @@ enum Command {
     Devices(devices::Devices),
     Completions(completions::Completions),
     Plan(later::Plan),
-    Generate(later::Generate),
+    Generate(generate::Generate),
     Bench(later::Bench),
 }
 
@@ -88,7 +89,7 @@ impl Command {
             Command::Devices(c) => c.run(common, ui),
             Command::Completions(c) => c.run(),
             Command::Plan(_) => Err(Error::not_yet("snlp plan")),
-            Command::Generate(_) => Err(Error::not_yet("snlp generate")),
+            Command::Generate(c) => c.run(common, ui),
             Command::Bench(_) => Err(Error::not_yet("snlp bench")),
         }
     }

@@ -46,6 +46,13 @@ impl Ui {
         }
     }
 
+    /// A line that a person should not miss, wherever stderr leads.
+    pub fn warn(&self, text: &str) {
+        if !self.quiet {
+            let _ = writeln!(anstream::stderr(), "{BOLD}note:{BOLD:#} {}", escaped(text));
+        }
+    }
+
     /// A bar of `steps`, gone when dropped; hidden where nobody would see it.
     pub fn progress(&self, steps: u64, what: &str) -> ProgressBar {
         if self.quiet || !self.terminal {

@@ -1,7 +1,9 @@
 //! Which inputs of a model are tokens, masks and positions, and which output is logits.
 
-use snlp_passes::ir::{DType, Graph, Tensor, Type};
-use snlp_passes::rewrite::bindings_from;
+use std::collections::BTreeMap;
+
+use snlp_passes::ir::{DType, Dim, Graph, GraphError, Op, Tensor, Type, ValueId};
+use snlp_passes::rewrite::{bindings_from, clean_up, instantiate};
 
 use crate::error::Error;
 use crate::feeds::{convert, index_bounds, input_types};
@@ -61,29 +63,144 @@ pub fn token_feeds(graph: &Graph, ids: &Tensor) -> Result<Vec<(String, Tensor)>,
         }
         let shape: Option<Vec<usize>> =
             ty.shape.iter().map(|d| d.substitute(&bindings).known_size()).collect();
-        let tensor = shape.and_then(|shape| companion(name, ty, shape)).ok_or_else(|| {
-            Error::input(format!("input '{}' ({ty}) cannot be derived from token ids", text::name(name)))
-                .help("eval knows token ids, attention masks, positions, token types and empty caches")
-        })?;
+        let tensor = shape.and_then(|shape| {
+            let empty = shape.contains(&0);
+            companion(name, ty, empty)?.tensor(ty, shape)
+        });
+        let tensor = tensor.ok_or_else(|| underivable(name, ty))?;
         out.push((name.to_string(), tensor));
     }
     Ok(out)
 }
 
+/// What an input that goes with token ids holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Companion {
+    /// A mask that excludes nothing.
+    Ones,
+    /// Positions along the last axis.
+    CountUp,
+    /// Token types, empty caches.
+    Zeros,
+}
+
 /// What goes with token ids, told by name and type.
-fn companion(name: &str, ty: &Type, shape: Vec<usize>) -> Option<Tensor> {
-    let count: usize = shape.iter().product();
-    let last = shape.last().copied().unwrap_or(1).max(1);
-    let whole = if name.contains("mask") || ty.dtype == DType::Bool {
-        vec![1; count]
+fn companion(name: &str, ty: &Type, empty: bool) -> Option<Companion> {
+    if name.contains("mask") || ty.dtype == DType::Bool {
+        Some(Companion::Ones)
     } else if name.contains("position") {
-        (0..count).map(|i| (i % last) as i64).collect()
-    } else if name.contains("type") || count == 0 {
-        vec![0; count]
+        Some(Companion::CountUp)
     } else {
-        return None;
+        (name.contains("type") || empty).then_some(Companion::Zeros)
+    }
+}
+
+impl Companion {
+    fn tensor(self, ty: &Type, shape: Vec<usize>) -> Option<Tensor> {
+        let count: usize = shape.iter().product();
+        let last = shape.last().copied().unwrap_or(1).max(1);
+        let whole = match self {
+            Companion::Ones => vec![1; count],
+            Companion::CountUp => (0..count).map(|i| (i % last) as i64).collect(),
+            Companion::Zeros => vec![0; count],
+        };
+        convert(&Tensor::from_vec(shape, whole).ok()?, ty.dtype).ok()
+    }
+
+    /// The value in a graph where sizes may be symbols.
+    fn value(self, graph: &mut Graph, ty: &Type) -> Result<Option<ValueId>, GraphError> {
+        let known = ty.known_shape();
+        if let Some(tensor) = known.and_then(|shape| self.tensor(ty, shape)) {
+            return Ok(Some(graph.constant(tensor)));
+        }
+        let shape = graph.dims(&ty.shape)?;
+        let one = |n: i64| convert(&Tensor::ints(&[n]), ty.dtype).ok();
+        let filled = match self {
+            Companion::Ones => one(1),
+            Companion::Zeros => one(0),
+            Companion::CountUp => {
+                let Some(last) = ty.shape.last() else { return Ok(None) };
+                let (from, to, step) = (graph.scalar(0i64), graph.dim_scalar(last)?, graph.scalar(1i64));
+                let range = graph.add(Op::Range, &[from, to, step])?;
+                let range = graph.add(Op::Cast { to: ty.dtype }, &[range])?;
+                return graph.add(Op::Expand, &[range, shape]).map(Some);
+            }
+        };
+        match filled {
+            Some(value) => graph.add(Op::ConstantOfShape { value }, &[shape]).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// The model for one sequence of tokens `[1, t]` without padding and with empty caches: all other inputs take
+/// the values that [`token_feeds`] gives them, and so depend on `t` alone.
+///
+/// # Errors
+/// When the tokens' sizes are fixed, or an input cannot be derived from them.
+pub fn one_sequence(graph: &Graph) -> Result<Graph, Error> {
+    let tokens = token_input(graph)?.to_string();
+    let ty = input_types(graph).into_iter().find(|(name, _)| *name == tokens).map(|(_, ty)| ty.clone());
+    let shape = ty.map(|t| t.shape).unwrap_or_default();
+    let [batch, length] = &shape[..] else { return Err(not_one(&tokens, "it has no two axes")) };
+    if batch.known().is_some_and(|n| n != 1) || (batch.known().is_none() && batch.as_symbol().is_none()) {
+        return Err(not_one(&tokens, &format!("it takes batches of {batch}")));
+    }
+    let Some(length) = length.as_symbol() else {
+        return Err(not_one(&tokens, &format!("it takes sequences of {length} tokens only")));
     };
-    convert(&Tensor::from_vec(shape, whole).ok()?, ty.dtype).ok()
+    let mut sizes = BTreeMap::from([(length.clone(), Dim::from(length.clone()))]);
+    if let Some(batch) = batch.as_symbol() {
+        sizes.insert(batch.clone(), Dim::ONE);
+    }
+    for (_, ty) in input_types(graph) {
+        for (axis, symbol) in
+            ty.shape.iter().enumerate().flat_map(|(i, d)| d.symbols().into_iter().map(move |s| (i, s)))
+        {
+            let size = match () {
+                () if symbol.name().contains("past") => Dim::ZERO,
+                () if axis == 0 && ty.rank() > 1 => Dim::ONE,
+                () => length.clone().into(),
+            };
+            sizes.entry(symbol).or_insert(size);
+        }
+    }
+    let mut lacking = None;
+    let mut stands_for = |graph: &mut Graph, name: &str, ty: &Type| {
+        if name == tokens {
+            return Ok(None);
+        }
+        let made = match companion(name, ty, ty.elements() == Dim::ZERO) {
+            Some(companion) => companion.value(graph, ty)?,
+            None => None,
+        };
+        if made.is_none() && lacking.is_none() {
+            lacking = Some(underivable(name, ty));
+        }
+        Ok(made)
+    };
+    let mut out = instantiate(graph, &sizes, &mut stands_for).map_err(|e| {
+        Error::input("the model contradicts itself for one sequence without padding").because(e)
+    })?;
+    if let Some(error) = lacking {
+        return Err(error);
+    }
+    clean_up(&mut out).map_err(|e| {
+        Error::input("the model for one sequence cannot be simplified")
+            .because(e)
+            .help("this is a defect of snlp: please report it")
+    })?;
+    Ok(out)
+}
+
+fn not_one(tokens: &str, why: &str) -> Error {
+    Error::input(format!("input '{}' does not take one sequence of any length: {why}", text::name(tokens)))
+        .help("export the model with dynamic axes for batch and sequence")
+}
+
+fn underivable(name: &str, ty: &Type) -> Error {
+    Error::input(format!("input '{}' ({ty}) cannot be derived from token ids", text::name(name)))
+        .help("token ids, attention masks, positions, token types and empty caches are known")
 }
 
 /// Position and name of the output that holds logits `[batch, sequence, vocabulary]`.

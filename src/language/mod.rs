@@ -1,7 +1,10 @@
-//! What needs text or tokens: tokenizers, token windows, the inputs they become, and the measures of a language
-//! model's quality.
+//! What needs text or tokens: tokenizers, token windows, the inputs they become, the measures of a language
+//! model's quality, and generation.
 
+pub mod decoder;
+pub mod generate;
 pub mod inputs;
 pub mod metrics;
+pub mod sampling;
 pub mod tokenizer;
 pub mod windows;

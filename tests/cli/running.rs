@@ -110,7 +110,7 @@ fn products_over_an_axis_along_which_an_operand_repeats_itself() {
     model.write(folder.path("m.onnx"), &WriteOptions::default()).expect("written");
     let archive = |name: &str, array: (&str, Tensor)| {
         let file = std::fs::File::create(folder.path(name)).expect("created");
-        snlp::npz::write_npz(file, [(array.0, &array.1)].into_iter()).expect("written");
+        snlp::npz::write_npz(file, [(array.0, &array.1)]).expect("written");
         folder.text(name)
     };
     let floats = |shape: &[usize], x: &[f32]| Tensor::from_vec(shape.to_vec(), x.to_vec()).expect("fits");

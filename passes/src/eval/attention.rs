@@ -9,7 +9,10 @@ use crate::ir::{Attention, DType, Op, Rotary, RotaryTable, Tensor};
 /// The results of the operators of this family.
 pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
     let result = match op {
-        Op::Attention(a) => attention(a, [o.get(0)?, o.get(1)?, o.get(2)?], o.optional(3), o.optional(4)),
+        Op::Attention(a) => {
+            let position = o.optional(5).map(|_| o.int(5)).transpose()?;
+            attention(a, [o.get(0)?, o.get(1)?, o.get(2)?], o.optional(3), o.optional(4), position)
+        }
         Op::Rotary(r) => rotary(r, o.get(0)?, o.get(1)?, o.get(2)?),
         _ => return Ok(None),
     };
@@ -22,10 +25,11 @@ fn attention(
     [q, k, v]: [&Tensor; 3],
     mask: Option<&Tensor>,
     sinks: Option<&Tensor>,
+    position: Option<i64>,
 ) -> Result<Tensor> {
     same_dtype(q, k)?;
     same_dtype(q, v)?;
-    with_real!(q.dtype(), "Attention", T => compute::<T>(op, [q, k, v], mask, sinks))
+    with_real!(q.dtype(), "Attention", T => compute::<T>(op, [q, k, v], mask, sinks, position))
 }
 
 /// Splits `[.., heads, positions, features]`.
@@ -41,6 +45,7 @@ fn compute<T: Real>(
     [q, k, v]: [&Tensor; 3],
     mask: Option<&Tensor>,
     sinks: Option<&Tensor>,
+    position: Option<i64>,
 ) -> Result<Tensor> {
     let ((q_lead, [hq, t, d]), (k_lead, [hkv, s, dk]), (v_lead, [hv, sv, e])) =
         (heads(q)?, heads(k)?, heads(v)?);
@@ -82,7 +87,7 @@ fn compute<T: Real>(
         for (head, i) in (0..hq).flat_map(|h| (0..t).map(move |i| (h, i))) {
             let query = &q_data[((q_at * hq + head) * t + i) * d..][..d];
             let kv_head = head / (hq / hkv);
-            let seen = visible(op, i, t, s);
+            let seen = visible(op, i as i64 + position.unwrap_or(s as i64 - t as i64), s);
             for (j, score) in row.iter_mut().take(s).enumerate() {
                 let key = &k_data[((k_at * hkv + kv_head) * s + j) * d..][..d];
                 let dot = query.iter().zip(key).fold(T::ZERO, |sum, (a, b)| sum + *a * *b);
@@ -122,12 +127,11 @@ fn additive<T: Real>(mask: &Tensor) -> Result<Vec<T>> {
     Ok(load::<T>(mask)?.into_owned())
 }
 
-/// The keys that query `i` of `t` may see of `s`.
-fn visible(op: &Attention, i: usize, t: usize, s: usize) -> std::ops::Range<usize> {
-    // One past the last key in view, relative to the first query: may lie before the first key.
-    let end = (i + 1 + s) as i64 - t as i64;
+/// The keys that a query which stands at key `at` may see of `s`; it may stand before the first.
+fn visible(op: &Attention, at: i64, s: usize) -> std::ops::Range<usize> {
+    let end = at.saturating_add(1);
     let clamp = |x: i64| x.clamp(0, s as i64) as usize;
-    let first = op.window.map_or(0, |w| clamp(end - i64::from(w)));
+    let first = op.window.map_or(0, |w| clamp(end.saturating_sub(i64::from(w))));
     first..if op.causal { clamp(end) } else { s }
 }
 
@@ -208,8 +212,8 @@ mod tests {
             let flags: Vec<bool> = (0..t * s).map(|at| seen(at / s, at % s)).collect();
             let mask = Tensor::from_bools(vec![t, s], &flags).unwrap();
             let op = Attention { causal: true, window: w, safe: true, ..PLAIN };
-            let got = attention(&op, [&q, &k, &v], None, None).unwrap();
-            let masked = attention(&Attention { safe: true, ..PLAIN }, [&q, &k, &v], Some(&mask), None).unwrap();
+            let got = attention(&op, [&q, &k, &v], None, None, None).unwrap();
+            let masked = attention(&Attention { safe: true, ..PLAIN }, [&q, &k, &v], Some(&mask), None, None).unwrap();
             prop_assert_eq!(got.shape(), [2, 2 * group, t, 3]);
             prop_assert!(close(&got, &masked));
         }
@@ -241,8 +245,9 @@ mod tests {
     fn rows_without_keys() {
         let (q, k, v) = (tensor(&[1, 2, 4], 1), tensor(&[1, 3, 4], 2), tensor(&[1, 3, 4], 3));
         let mask = Tensor::from_bools(vec![2, 3], &[false, false, false, true, false, true]).unwrap();
-        let rows =
-            |safe| attention(&Attention { safe, ..PLAIN }, [&q, &k, &v], Some(&mask), None).unwrap().to_f32();
+        let rows = |safe| {
+            attention(&Attention { safe, ..PLAIN }, [&q, &k, &v], Some(&mask), None, None).unwrap().to_f32()
+        };
         assert!(rows(false)[..4].iter().all(|x| x.is_nan()));
         assert_eq!(rows(true)[..4], [0.0; 4]);
         assert_eq!(rows(true)[4..], rows(false)[4..]);
@@ -256,7 +261,7 @@ mod tests {
         let mut flags = vec![true; 15];
         flags[..5].fill(false);
         let mask = Tensor::from_bools(vec![3, 5], &flags).unwrap();
-        let got = attention(&PLAIN, [&q, &k, &v], Some(&mask), Some(&sinks)).unwrap();
+        let got = attention(&PLAIN, [&q, &k, &v], Some(&mask), Some(&sinks), None).unwrap();
         let longer = |t: &Tensor, last: usize| {
             let zeros = Tensor::from_vec(vec![2, 1, last], vec![0f32; 2 * last]).unwrap();
             crate::eval::movement::concat(&[t, &zeros], 1).unwrap()
@@ -268,7 +273,7 @@ mod tests {
         };
         let bias: Vec<f32> = (0..36).map(|at| scores(at / 18, at / 6 % 3, at % 6)).collect();
         let bias = Tensor::from_vec(vec![2, 3, 6], bias).unwrap();
-        let want = attention(&PLAIN, [&q, &longer(&k, 4), &longer(&v, 3)], Some(&bias), None).unwrap();
+        let want = attention(&PLAIN, [&q, &longer(&k, 4), &longer(&v, 3)], Some(&bias), None, None).unwrap();
         assert!(close(&got, &want));
         assert_eq!(got.to_f32()[..3], [0.0; 3]);
     }
@@ -276,6 +281,8 @@ mod tests {
     #[test]
     fn heads_must_divide() {
         let (q, k) = (tensor(&[3, 2, 4], 1), tensor(&[2, 2, 4], 2));
-        assert!(attention(&PLAIN, [&q, &k, &k], None, None).unwrap_err().to_string().contains("[3, 2, 4]"));
+        assert!(
+            attention(&PLAIN, [&q, &k, &k], None, None, None).unwrap_err().to_string().contains("[3, 2, 4]")
+        );
     }
 }

@@ -154,7 +154,7 @@ fn heads<'t>(ty: &'t Type, role: &str) -> Result<(&'t [Dim], &'t Dim, &'t Dim, &
     }
 }
 
-/// `q [.., Hq, T, d], k [.., Hkv, S, d], v [.., Hkv, S, e], mask?, sinks?` → `[.., Hq, T, e]`.
+/// `q [.., Hq, T, d], k [.., Hkv, S, d], v [.., Hkv, S, e], mask?, sinks?, position?` → `[.., Hq, T, e]`.
 fn attention(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
     let (q, k) = (cx.ty(0, "q")?, cx.ty(1, "k")?);
     let v = cx.ty(2, "v")?;
@@ -180,6 +180,11 @@ fn attention(cx: &mut Context<'_, '_>) -> Result<Inferred, InferError> {
         }
     }
     shape.push(e.clone());
+    if let Some(position) = cx.optional(5).and_then(|p| p.ty)
+        && (position.dtype != crate::ir::DType::I64 || position.rank() != 0)
+    {
+        return fail(format!("position is {position}, not one i64"));
+    }
     Ok(Inferred::new(q.dtype, shape))
 }
 

@@ -173,16 +173,17 @@ pub enum PadMode {
 ///
 /// Operands: `q [.., Hq, T, d]`, `k [.., Hkv, S, d]`, `v [.., Hkv, S, e]`, and optionally `mask`, bool
 /// (false = excluded) or additive float, broadcastable to `[.., Hq, T, S]`, and `sinks`, float, broadcastable
-/// to `[.., Hq, T, 1]`: the score of one more key, whose value is zero. `Hq` is a multiple of `Hkv`
+/// to `[.., Hq, T, 1]`: the score of one more key, whose value is zero, and `position`, a rank-0 int64: where
+/// the first query stands among the keys (without it, `S - T`). `Hq` is a multiple of `Hkv`
 /// (head `h` reads key head `h / (Hq / Hkv)`); leading axes broadcast. Result `[.., Hq, T, e]`.
 /// A row whose keys are all excluded by the bool mask is NaN unless `safe`, then zero; with a sink it is zero.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Attention {
     /// Factor on the scores.
     pub scale: f32,
-    /// Query `t` sees keys `s <= t + (S - T)` only.
+    /// Query `t` sees keys `s <= t + position` only.
     pub causal: bool,
-    /// With a window `w`, query `t` sees keys `s > t + (S - T) - w` only.
+    /// With a window `w`, query `t` sees keys `s > t + position - w` only.
     pub window: Option<u32>,
     /// `c · tanh(scores / c)` before the mask.
     pub softcap: Option<f32>,

@@ -4,6 +4,9 @@ use std::collections::HashMap;
 
 use crate::ir::{Bindings, Def, Dim, Graph, GraphError, Op, Symbol, Type, ValueId};
 
+/// What stands for symbols.
+pub(super) type Sizes<'a> = &'a dyn Fn(&Symbol) -> Option<Dim>;
+
 /// Copies `graph` into `out` with sizes for its symbols; returns what its outputs are there. Inputs that
 /// `out` has by name are read, the others are added.
 pub(super) fn copy_into(
@@ -11,11 +14,20 @@ pub(super) fn copy_into(
     graph: &Graph,
     bindings: &Bindings,
 ) -> Result<Vec<ValueId>, GraphError> {
-    let mut map: HashMap<ValueId, ValueId> = HashMap::new();
+    copy_with(out, graph, &|s| bindings.get(s).map(|n| Dim::from(*n)), HashMap::new())
+}
+
+/// As [`copy_into`], with expressions for symbols and values of `out` for some of the graph's.
+pub(super) fn copy_with(
+    out: &mut Graph,
+    graph: &Graph,
+    bindings: Sizes<'_>,
+    mut map: HashMap<ValueId, ValueId>,
+) -> Result<Vec<ValueId>, GraphError> {
     let declared = graph.inputs().iter().filter_map(|v| graph.shape(*v)).flatten();
     let mut names: HashMap<Symbol, Dim> =
         declared.flat_map(Dim::symbols).map(|s| (s.clone(), s.into())).collect();
-    for v in graph.inputs() {
+    for v in graph.inputs().iter().filter(|v| !map.contains_key(v)).collect::<Vec<_>>() {
         let name = graph.value(*v).name.clone().unwrap_or_default();
         let there = out.inputs().iter().copied().find(|i| out.value(*i).name.as_ref() == Some(&name));
         if let Some(there) = there {
@@ -28,7 +40,7 @@ pub(super) fn copy_into(
         let Some(node) = graph.node(id) else { continue };
         let op = match &node.op {
             Op::Dims { dims, scalar } => {
-                Op::Dims { dims: dims.iter().map(|d| d.substitute(bindings)).collect(), scalar: *scalar }
+                Op::Dims { dims: dims.iter().map(|d| d.replace(bindings)).collect(), scalar: *scalar }
             }
             op => op.clone(),
         };
@@ -65,12 +77,12 @@ fn mapped(graph: &Graph, out: &mut Graph, map: &mut HashMap<ValueId, ValueId>, v
 
 /// The type with sizes for its symbols; the symbols of sizes that only the data decides get new names,
 /// since those of the old graph may clash with the new one's. Those that inputs declare stay.
-fn substituted(out: &mut Graph, ty: &Type, bindings: &Bindings, names: &mut HashMap<Symbol, Dim>) -> Type {
+fn substituted(out: &mut Graph, ty: &Type, bindings: Sizes<'_>, names: &mut HashMap<Symbol, Dim>) -> Type {
     let shape = ty
         .shape
         .iter()
         .map(|d| {
-            let d = d.substitute(bindings);
+            let d = d.replace(bindings);
             for s in d.symbols() {
                 names.entry(s).or_insert_with(|| out.fresh_symbol());
             }

@@ -68,6 +68,10 @@ struct Frame {
 fn frame(graph: &Graph, id: NodeId) -> Option<(Attention, Frame)> {
     let node = graph.node(id)?;
     let Op::Attention(attention) = node.op else { return None };
+    // Where the queries stand is then known to the run alone.
+    if node.input(5).is_some() {
+        return None;
+    }
     let rows = |v| graph.shape(v).and_then(|s| s.get(s.len().checked_sub(2)?)).cloned();
     let (t, s) = (rows(node.input(0)?)?, rows(node.input(1)?)?);
     Some((attention, Frame { mask: node.input(3)?, t, s }))

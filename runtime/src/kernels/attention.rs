@@ -1,6 +1,6 @@
 //! Scaled dot-product attention with an online softmax: no matrix of scores in memory.
 //!
-//! Bindings: `q`, `k`, `v`, `mask`, `sinks` (or `q` again for either), `out`.
+//! Bindings: `q`, `k`, `v`, `mask`, `sinks`, `position` (or `q` again for each of the three), `out`.
 
 use snlp_passes::ir::Attention as Attributes;
 
@@ -32,6 +32,8 @@ pub struct Attention<'a> {
     pub mask: Option<&'a Operand>,
     /// f32, broadcasts to `[batch.., Hq, T, 1]`.
     pub sinks: Option<&'a Operand>,
+    /// i32, one element: where the first query stands among the keys.
+    pub position: Option<&'a Operand>,
     /// `[batch.., Hq, T, e]`, f32.
     pub out: &'a Operand,
     /// Scale, masks, cap.
@@ -83,6 +85,9 @@ impl Attention<'_> {
         }
         if let Some(sinks) = self.sinks {
             expect(KERNEL, "the sinks", sinks, &[Scalar::F32])?;
+        }
+        if let Some(position) = self.position {
+            expect(KERNEL, "the position", position, &[Scalar::I32])?;
         }
         let unsupported = |reason: String| KernelError::Unsupported { kernel: KERNEL, reason };
         let misfit = || {
@@ -168,6 +173,7 @@ impl Attention<'_> {
             .float(a.scale)
             .float(a.softcap.unwrap_or(0.0))
             .word(groups.min(u64::from(u32::MAX)) as u32)
+            .word(self.position.map_or(0, |p| p.view.offset))
             .done();
         let (part, [of_d, of_e]) = match variant {
             Variant::Subgroup => (8, ["D8", "E8"]),
@@ -186,13 +192,14 @@ impl Attention<'_> {
             ("SOFTCAP", a.softcap.is_some()),
             ("SAFE", a.safe),
             ("SINKS", self.sinks.is_some()),
+            ("POSITION", self.position.is_some()),
         ];
         constants.extend(flags.iter().filter(|(_, on)| *on).map(|(name, _)| constant(name, 1)));
         let operands = [Some(self.q), Some(self.k), Some(self.v), self.mask, self.sinks, Some(self.out)];
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
-            reads: 5,
+            reads: 6,
             grid: grid(KERNEL, groups, limits)?,
             flops: 2 * u64::from(rows) * u64::from(keys) * u64::from(d + e),
             bytes: operands.into_iter().flatten().map(touched).sum(),

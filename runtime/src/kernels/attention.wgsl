@@ -31,6 +31,8 @@ struct Params {
     scale: f32,
     softcap: f32,
     groups: u32,
+    // Offset of the position.
+    position: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -39,7 +41,9 @@ struct Params {
 @group(0) @binding(3) var<storage, read> v: array<f32>;
 @group(0) @binding(4) var<storage, read> mask: array<u32>;
 @group(0) @binding(5) var<storage, read> sinks: array<f32>;
-@group(0) @binding(6) var<storage, read_write> out: array<f32>;
+// Where the first query stands among the keys, when POSITION.
+@group(0) @binding(6) var<storage, read> position: array<i32>;
+@group(0) @binding(7) var<storage, read_write> out: array<f32>;
 
 override WG: u32 = 32u;
 // Fours of d and e.
@@ -55,6 +59,7 @@ override WINDOW: bool = false;
 override SOFTCAP: bool = false;
 override SAFE: bool = false;
 override SINKS: bool = false;
+override POSITION: bool = false;
 
 const LOWEST: f32 = -3.4028234e38;
 
@@ -100,7 +105,8 @@ fn dot4(a: vec4<u32>, b: vec4<u32>) -> u32 {
 
 // Keys first..end that query t may see by causality and window.
 fn range(t: u32) -> vec2<u32> {
-    let last = i32(t) + i32(p.keys) - i32(p.queries);
+    var last = i32(t) + i32(p.keys) - i32(p.queries);
+    if (POSITION) { last = i32(t) + position[p.position]; }
     var first = 0;
     var end = i32(p.keys);
     if (CAUSAL) { end = clamp(last + 1, 0, end); }

@@ -49,11 +49,14 @@ pub struct Options {
     /// Nodes that depend on integer inputs only run on the host when their results have at most this
     /// many elements.
     pub host_elements: usize,
+    /// Inputs that stay on the device from run to run, each with the output that takes its place. The output
+    /// must be the input changed by scattering, and the input read by nothing else.
+    pub states: Vec<(String, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { weights: WeightDtype::Model, fuse: true, host_elements: 1 << 15 }
+        Options { weights: WeightDtype::Model, fuse: true, host_elements: 1 << 15, states: vec![] }
     }
 }
 

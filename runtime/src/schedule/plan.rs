@@ -27,6 +27,8 @@ pub enum Place {
     Upload(u64),
     /// In the recycled buffer of this number.
     Activation(usize),
+    /// In the state of this number, which stays on the device from run to run.
+    State(usize),
 }
 
 /// A value's storage.
@@ -165,10 +167,12 @@ pub struct Output {
 /// The schedule of a graph with known shapes for a device with known limits.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Plan {
-    /// Graph inputs, in order.
+    /// Graph inputs, in order, without the states.
     pub inputs: Vec<Input>,
-    /// Graph outputs, in order.
+    /// Graph outputs, in order, without the new states.
     pub outputs: Vec<Output>,
+    /// Inputs that stay on the device.
+    pub states: Vec<Input>,
     /// Constants that the device reads.
     pub constants: Vec<Constant>,
     /// Storage of values.
@@ -204,6 +208,8 @@ pub struct Stats {
     pub host_steps: usize,
     /// Bytes of constants on the device.
     pub weight_bytes: u64,
+    /// Bytes of the states that stay on the device.
+    pub state_bytes: u64,
     /// Bytes of the recycled buffers: the predicted peak of activations.
     pub activation_bytes: u64,
     /// Bytes of activations if nothing were recycled.
@@ -233,6 +239,7 @@ impl Plan {
             match slot.place {
                 Place::Activation(_) => stats.unshared_bytes += slot.bytes,
                 Place::Input(_) | Place::Upload(_) => stats.transfer_bytes += slot.bytes,
+                Place::State(_) => stats.state_bytes += slot.bytes,
                 Place::Constant(_) => {}
             }
         }
@@ -283,6 +290,9 @@ impl Plan {
             Some(Place::Input(n)) => format!("in:{}", self.inputs.get(*n).map_or("?", |i| i.name.as_str())),
             Some(Place::Upload(at)) => format!("up:{at}"),
             Some(Place::Activation(n)) => format!("b{n}"),
+            Some(Place::State(n)) => {
+                format!("state:{}", self.states.get(*n).map_or("?", |i| i.name.as_str()))
+            }
             None => "?".into(),
         }
     }

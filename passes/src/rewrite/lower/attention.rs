@@ -25,6 +25,7 @@ fn is_standard(graph: &Graph, node: &Node) -> bool {
     let order_matters = attention.softcap.is_some() && node.input(3).is_some();
     q.rank() == 4
         && node.input(4).is_none()
+        && node.input(5).is_none()
         && attention.window.is_none()
         && (square || !attention.causal)
         && mask_fits
@@ -63,7 +64,7 @@ fn decomposed(graph: &mut Graph, attention: Attention, node: &Node) -> Result<Op
     let (q_heads, kv_heads) = (heads(&q_type.shape), heads(&k_type.shape));
     let groups = Groups::of(&q_heads, &kv_heads);
 
-    let visible = visible(graph, &attention, q, k)?;
+    let visible = visible(graph, &attention, q, k, node.input(5))?;
     let q = scaled(graph, q, f64::from(attention.scale), dtype)?;
     let q = groups.split(graph, q)?;
     let (k, v) = (groups.unsqueezed(graph, k)?, groups.unsqueezed(graph, v)?);
@@ -162,6 +163,7 @@ fn visible(
     attention: &Attention,
     q: ValueId,
     k: ValueId,
+    position: Option<ValueId>,
 ) -> Result<Option<ValueId>, GraphError> {
     if !attention.causal && attention.window.is_none() {
         return Ok(None);
@@ -170,9 +172,17 @@ fn visible(
     let (q_axis, k_axis) = (rows(graph, q), rows(graph, k));
     let (t, s) = (axis_size(graph, q, q_axis)?, axis_size(graph, k, k_axis)?);
     let (zero, one) = (graph.scalar(0i64), graph.scalar(1i64));
-    // Position of a query among the keys: the last query stands at the last key.
-    let offset = graph.add(Op::Binary(Binary::Sub), &[s, t])?;
-    let queries = graph.add(Op::Range, &[offset, s, one])?;
+    // Position of a query among the keys: unless it is given, the last query stands at the last key.
+    let queries = match position {
+        Some(position) => {
+            let queries = graph.add(Op::Range, &[zero, t, one])?;
+            graph.add(Op::Binary(Binary::Add), &[queries, position])?
+        }
+        None => {
+            let offset = graph.add(Op::Binary(Binary::Sub), &[s, t])?;
+            graph.add(Op::Range, &[offset, s, one])?
+        }
+    };
     let queries = graph.add(Op::Unsqueeze { axes: vec![1] }, &[queries])?;
     let keys = graph.add(Op::Range, &[zero, s, one])?;
     let keys = graph.add(Op::Unsqueeze { axes: vec![0] }, &[keys])?;

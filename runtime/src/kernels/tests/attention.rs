@@ -11,6 +11,8 @@ struct Case {
     v: Operand,
     mask: Option<Operand>,
     sinks: Option<Operand>,
+    /// Where the first query stands, if not such that the last stands at the last key.
+    position: Option<i32>,
     attributes: Attributes,
 }
 
@@ -59,7 +61,9 @@ fn reference(case: &Case, data: [&[f32]; 3], mask: &[f32], sinks: &[f32]) -> (Ve
                     _ => score + f64::from(value),
                 };
             }
-            let position = i64::from(t) + i64::from(keys) - i64::from(tail(&case.q, 2));
+            let first = case.position.map(i64::from);
+            let first = first.unwrap_or(i64::from(keys) - i64::from(tail(&case.q, 2)));
+            let position = i64::from(t) + first;
             let late = a.causal && i64::from(s) > position;
             let early = a.window.is_some_and(|w| i64::from(s) <= position - i64::from(w));
             scores.push(if late || early { f64::NEG_INFINITY } else { score });
@@ -111,7 +115,9 @@ fn check(case: &Case, seed: u64, variants: &[AttentionVariant]) {
     let sinks = case.sinks.as_ref().map_or(vec![], &mut draw);
     let (shape, expected) = reference(case, [&q, &k, &v], &mask, &sinks);
     let out = dense(&shape, Scalar::F32);
+    let position = dense(&[], Scalar::I32);
     let spec = Attention {
+        position: case.position.map(|_| &position),
         q: &case.q,
         k: &case.k,
         v: &case.v,
@@ -126,6 +132,7 @@ fn check(case: &Case, seed: u64, variants: &[AttentionVariant]) {
         _ => bits(&mask),
     });
     let sinks = if sinks.is_empty() { q.clone() } else { bits(&sinks) };
+    let position = case.position.map_or(q.clone(), |p| vec![p as u32]);
     for variant in variants {
         let device = match variant {
             AttentionVariant::Software => limits(),
@@ -139,7 +146,7 @@ fn check(case: &Case, seed: u64, variants: &[AttentionVariant]) {
         }
         let launch = spec.launch_as(*variant, &device).unwrap();
         let mask = mask.as_ref().unwrap_or(&q);
-        let words = gpu.run_one(&launch, &[&q, &k, &v, mask, &sinks], expected.len());
+        let words = gpu.run_one(&launch, &[&q, &k, &v, mask, &sinks, &position], expected.len());
         eprintln!("{variant:?} {:?}", case.q.view);
         close(&f32s(&words), &expected, 2e-5, 2e-5);
     }
@@ -160,6 +167,7 @@ fn plain(lead: &[u32], heads: [u32; 2], [t, s]: [u32; 2], [d, e]: [u32; 2]) -> C
         v: with([heads[1], s, e]),
         mask: None,
         sinks: None,
+        position: None,
         attributes: attributes(),
     }
 }
@@ -171,6 +179,20 @@ fn tile_edges_causal_and_grouped() {
         case.attributes.causal = true;
         case.attributes.safe = true;
         check(&case, n as u64, &ALL);
+    }
+}
+
+#[test]
+fn queries_stand_where_the_position_says() {
+    for (n, position) in [0, 1, 7, 30, 32, -2].into_iter().enumerate() {
+        for t in [1, 3, 17] {
+            let mut case = plain(&[2], [4, 2], [t, 33], [8, 8]);
+            case.position = Some(position);
+            case.attributes = Attributes { causal: true, safe: true, ..attributes() };
+            check(&case, n as u64, &ALL);
+            case.attributes.window = Some(4);
+            check(&case, n as u64, &ALL);
+        }
     }
 }
 
@@ -193,6 +215,7 @@ fn odd_and_large_heads() {
         v: &large.v,
         mask: None,
         sinks: None,
+        position: None,
         out: &out,
         attributes: attributes(),
     };
@@ -239,6 +262,7 @@ fn strided_heads_and_units() {
         v: q,
         mask: None,
         sinks: None,
+        position: None,
         attributes: attributes(),
     };
     let case = Case { v: strided(&[c, 1, 1, t, d], &[t * d, 0, 0, d, 1], 3), ..case };

@@ -13,9 +13,10 @@ impl Lowering<'_> {
                 let mut rest = rest.iter().map(|o| &o.operand);
                 let mask = node.input(3).and_then(|_| rest.next());
                 let sinks = node.input(4).and_then(|_| rest.next());
-                let (q, k, v) = (&q.operand, &k.operand, &v.operand);
-                let kernel = Attention { q, k, v, mask, sinks, out: &out.operand, attributes: *attributes };
-                Ok((kernel.launch(limits)?, 5))
+                let position = node.input(5).and_then(|_| rest.next());
+                let (q, k, v, out) = (&q.operand, &k.operand, &v.operand, &out.operand);
+                let kernel = Attention { q, k, v, mask, sinks, position, out, attributes: *attributes };
+                Ok((kernel.launch(limits)?, 6))
             }),
             Op::Rotary(attributes) => self.with_operands(node, 3, |o, out, limits| {
                 let [x, cos, sin, ..] = o else { return unsupported("a table is missing") };

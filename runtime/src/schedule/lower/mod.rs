@@ -130,10 +130,20 @@ pub(super) fn lower(graph: &Graph, limits: &Limits, options: &Options) -> Result
 
 impl<'g> Lowering<'g> {
     fn inputs(&mut self) -> Result<(), ScheduleError> {
-        for (n, v) in self.graph.inputs().iter().enumerate() {
+        for v in self.graph.inputs() {
+            let n = self.plan.inputs.len();
             let name = self.graph.value(*v).name.clone().unwrap_or_default();
             let Some(ty) = self.graph.ty(*v) else { return Err(self.unknown_shape(*v)) };
             let Some(shape) = ty.known_shape() else { return Err(self.unknown_shape(*v)) };
+            if self.options.states.iter().any(|(before, _)| *before == name) {
+                let dims = self.shape(*v).map_err(|_| self.unknown_shape(*v))?;
+                let scalar = scalar_of(ty.dtype);
+                let view = View::dense(&dims);
+                let slot = self.slot(Place::State(self.plan.states.len()), scalar_bytes(scalar, view.len()));
+                self.plan.states.push(Input { name, dtype: ty.dtype, shape });
+                self.homes[v.index()] = Some(Home::Device(Located { slot, view, scalar }));
+                continue;
+            }
             let home = if ty.dtype.is_float() {
                 let dims = self.shape(*v).map_err(|_| self.unknown_shape(*v))?;
                 let bytes = shape.iter().product::<usize>() as u64 * 4;
@@ -427,6 +437,9 @@ impl<'g> Lowering<'g> {
 
     fn outputs(&mut self) -> Result<(), ScheduleError> {
         for output in &self.graph.outputs {
+            if self.is_state(output) {
+                continue;
+            }
             let dtype = self.dtype(output.value);
             let shape = self.graph.ty(output.value).and_then(|t| t.known_shape()).unwrap_or_default();
             let source = match self.output(output.value, &output.name) {
@@ -449,12 +462,31 @@ impl<'g> Lowering<'g> {
         Ok(())
     }
 
+    /// Whether an output is the new content of a state, which then must lie in its place.
+    fn is_state(&mut self, output: &snlp_passes::ir::Output) -> bool {
+        let Some((before, _)) = self.options.states.iter().find(|(_, after)| *after == output.name) else {
+            return false;
+        };
+        let number = self.plan.states.iter().position(|s| s.name == *before);
+        let lies = match &self.homes[output.value.index()] {
+            Some(Home::Device(at)) => self.plan.slots.get(at.slot).map(|s| s.place.clone()),
+            Some(Home::Failed) => return true,
+            _ => None,
+        };
+        if lies.is_none() || lies != number.map(Place::State) {
+            let reason = format!("state '{before}' is not changed in its place");
+            self.unsupported.push(Unsupported { node: output.name.clone(), op: "output".into(), reason });
+        }
+        true
+    }
+
     fn output(&mut self, v: ValueId, name: &str) -> Done<OutputSource> {
         if let Some(value) = self.host_value(v) {
             return Ok(OutputSource::Host(value));
         }
         if let Def::Input = self.graph.value(v).def
-            && let Some(n) = self.graph.inputs().iter().position(|i| *i == v)
+            && let Some(n) =
+                self.plan.inputs.iter().position(|i| Some(&i.name) == self.graph.value(v).name.as_ref())
         {
             return Ok(OutputSource::Host(HostValue::Input(n)));
         }

@@ -154,11 +154,12 @@ impl Lowering<'_> {
 
     /// Whether nothing else reads a value that a step of its own makes.
     fn is_spare(&self, v: ValueId, at: &Located) -> bool {
-        let own = self.graph.producing(v).is_some_and(|n| matches!(n.op, Op::Where | Op::Concat { .. }));
-        let activation = self.plan.slots.get(at.slot).map(|s| matches!(s.place, Place::Activation(_)));
-        own && activation == Some(true)
-            && at.view.is_dense()
-            && self.users[v.index()].len() == 1
-            && !self.results.contains(&v)
+        let made = self.graph.producing(v).is_some_and(|n| matches!(n.op, Op::Where | Op::Concat { .. }));
+        let own = match self.plan.slots.get(at.slot).map(|s| &s.place) {
+            Some(Place::Activation(_)) => made,
+            Some(Place::State(_)) => true,
+            _ => false,
+        };
+        own && at.view.is_dense() && self.users[v.index()].len() == 1 && !self.results.contains(&v)
     }
 }
