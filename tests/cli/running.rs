@@ -236,20 +236,28 @@ fn a_sequential_conversion_changes_nothing() {
         .says(&["own weights"]);
 }
 
-/// The bundled model under its reference's perplexities (PyTorch's, `fixtures/nano/reference.json`).
+/// The bundled models under their references' perplexities (PyTorch's, `reference.json`).
 #[test]
 fn perplexities_are_the_references() {
-    let reference: Value =
-        serde_json::from_str(&std::fs::read_to_string(fixture("nano/reference.json")).expect("there"))
-            .expect("JSON");
-    let rows = reference["rows"].as_array().expect("rows");
+    let read = |name: &str| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(fixture(name)).expect("there")).expect("JSON")
+    };
+    let plans = ["6xF1", "3xF2", "9xF1[k=2]"];
+    perplexities_are(fixture("nano/model.onnx"), &read("nano/reference.json")["rows"], &plans);
+    // The streams of each token are mixed by matrices of its own.
+    let plans =
+        ["4xF1[k=1,surrogate=transfer]", "8xF1[k=2,surrogate=transfer]", "8xF1[k=2,surrogate=identity]"];
+    perplexities_are(fixture("mhc/hcn.onnx"), &read("mhc/reference.json")["models"]["hcn"]["rows"], &plans);
+}
+
+fn perplexities_are(model: String, rows: &Value, plans: &[&str]) {
+    let rows = rows.as_array().expect("rows");
     let expected = |plan: &str| {
         rows.iter().find(|r| r["plan"] == plan).expect("a row")["ppl"].as_f64().expect("a number")
     };
     // Software Vulkan takes minutes for these windows.
     let Some(backend) = backends().into_iter().find(|b| *b == "cpu") else { return };
-    let (model, tokens) = (fixture("nano/model.onnx"), fixture("nano/val_windows.npz"));
-    let plans = ["6xF1", "3xF2", "9xF1[k=2]"];
+    let tokens = fixture("nano/val_windows.npz");
     let mut args = vec!["eval", &model, "--tokens", &tokens, "--backend", backend, "--json"];
     let given: Vec<String> = plans
         .iter()
