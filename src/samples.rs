@@ -31,7 +31,7 @@ pub fn sample_sizes(graph: &Graph, length: usize) -> Bindings {
 }
 
 /// Whether a symbol is the length of a cache.
-fn is_past(symbol: &Symbol) -> bool {
+pub(crate) fn is_past(symbol: &Symbol) -> bool {
     symbol.name().contains("past")
 }
 

@@ -8,9 +8,9 @@ use std::path::Path;
 
 use snlp::error::Error;
 use snlp::language::decoder::{Decoder, Forward, Stepper};
-use snlp::language::generate::{Draft, generate, speculate};
+use snlp::language::generate::{Draft, Request, generate, speculate};
 use snlp::language::inputs::token_feeds;
-use snlp::language::sampling::{Dice, Sampling};
+use snlp::language::sampling::Sampling;
 use snlp::passes::eval::eval_graph;
 use snlp::passes::ir::{Graph, Tensor};
 use snlp::runtime::schedule::Options;
@@ -48,8 +48,8 @@ impl<'s> Plain<'s> {
     fn new(stepper: &'s Stepper) -> Self {
         let graph = &stepper.graph;
         let poisoned = |name: &String| {
-            let v = graph.inputs().iter().find(|v| graph.value(**v).name.as_ref() == Some(name)).unwrap();
-            let shape = graph.ty(*v).unwrap().known_shape().expect("caches have a size");
+            let shape =
+                graph.ty(graph.input(name).unwrap()).unwrap().known_shape().expect("caches have a size");
             let data = vec![f32::NAN; shape.iter().product()];
             (name.clone(), Tensor::from_vec(shape, data).unwrap())
         };
@@ -91,7 +91,10 @@ fn gpu(stepper: &Stepper) -> Option<OnGpu> {
 
 fn cached(source: &Source, plan: &str) -> Stepper {
     let placed = source.place(&parse_plan(plan).expect("parses")).expect("fits");
-    Stepper::cached(source, &placed, CAPACITY).expect("applies").unwrap_or_else(|e| panic!("{plan}: {e}"))
+    match Stepper::new(source, &placed, CAPACITY).expect("applies") {
+        (stepper, None) => stepper,
+        (_, Some(why)) => panic!("{plan}: {why}"),
+    }
 }
 
 fn tokens(count: usize) -> Vec<u32> {
@@ -159,20 +162,15 @@ fn written(source: &Source, plan: Option<&str>, sampling: &Sampling, seed: u64) 
     let model = cached(source, "sequential");
     let forward = Plain::new(&model);
     let mut decoder = Decoder::new(&model, &forward);
-    let (mut dice, prompt) = (Dice::new(seed), tokens(5));
-    let mut reader = |_| ControlFlow::Continue(());
-    let Some(plan) = plan else {
-        return generate(&mut decoder, &prompt, 16, sampling, &mut dice, &mut reader)
-            .expect("generates")
-            .tokens;
-    };
+    let request =
+        Request { prompt: &tokens(5), count: 16, sampling, seed, reader: &mut |_| ControlFlow::Continue(()) };
+    let Some(plan) = plan else { return generate(&mut decoder, request).expect("generates").tokens };
     let draft = cached(source, plan);
     let drafts = Plain::new(&draft);
     let mut drafting = Decoder::new(&draft, &drafts);
     let kinds = [Draft::Fixed(1), Draft::Fixed(3), Draft::Fixed(8), Draft::Adaptive];
     let kind = kinds[seed as usize % kinds.len()];
-    let made = speculate(&mut decoder, &mut drafting, kind, &prompt, 16, sampling, &mut dice, &mut reader)
-        .expect("speculates");
+    let made = speculate(&mut decoder, &mut drafting, kind, request).expect("speculates");
     let s = made.speculation.expect("speculated");
     assert!(s.accepted <= s.drafted && s.accepted + s.rounds >= 16, "{s:?}");
     made.tokens

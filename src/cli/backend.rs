@@ -116,33 +116,25 @@ impl Backend {
 
     /// Makes graphs ready to run. Graphs of one model share one copy of the weights on the device.
     pub fn load(&self, graphs: Vec<Graph>) -> Result<Vec<Runner>, Error> {
-        match self {
-            Backend::Gpu(gpu, options) => {
-                let sessions = Session::group(gpu, graphs, options).map_err(runtime_error)?;
-                Ok(sessions.into_iter().map(Runner::Gpu).collect())
-            }
-            #[cfg(feature = "cpu")]
-            Backend::Cpu => {
-                Ok(graphs.into_iter().map(|g| Runner::Cpu(super::cpu::CpuRunner::new(g))).collect())
-            }
-        }
+        self.load_with(graphs.into_iter().map(|graph| (graph, vec![])).collect())
     }
 
     /// Makes steppers ready to run; what stays with each stays from call to call.
-    pub fn load_steppers(&self, steppers: &[&Stepper]) -> Result<Vec<Runner>, Error> {
+    pub fn load_steppers(&self, steppers: &[Stepper]) -> Result<Vec<Runner>, Error> {
+        self.load_with(steppers.iter().map(|s| (s.graph.clone(), s.states.clone())).collect())
+    }
+
+    fn load_with(&self, graphs: Vec<(Graph, Vec<(String, String)>)>) -> Result<Vec<Runner>, Error> {
         match self {
             Backend::Gpu(gpu, options) => {
-                let one =
-                    |s: &&Stepper| (s.graph.clone(), Options { states: s.states.clone(), ..options.clone() });
-                let sessions = Session::group_with(gpu, steppers.iter().map(one).collect());
+                let with = |(graph, states)| (graph, Options { states, ..options.clone() });
+                let sessions = Session::group_with(gpu, graphs.into_iter().map(with).collect());
                 Ok(sessions.map_err(runtime_error)?.into_iter().map(Runner::Gpu).collect())
             }
             #[cfg(feature = "cpu")]
             Backend::Cpu => {
-                let one = |s: &&Stepper| {
-                    Runner::Cpu(super::cpu::CpuRunner::with_states(s.graph.clone(), s.states.clone()))
-                };
-                Ok(steppers.iter().map(one).collect())
+                let one = |(graph, states)| Runner::Cpu(super::cpu::CpuRunner::new(graph, states));
+                Ok(graphs.into_iter().map(one).collect())
             }
         }
     }

@@ -50,13 +50,9 @@ fn missing(output: &str) -> Error {
 }
 
 impl CpuRunner {
-    /// A runner of one graph; nothing is prepared before the first run.
-    pub fn new(graph: Graph) -> Self {
-        CpuRunner::with_states(graph, vec![])
-    }
-
-    /// A runner that keeps some of the outputs for the inputs of the next run.
-    pub fn with_states(graph: Graph, names: Vec<(String, String)>) -> Self {
+    /// A runner that keeps some of the outputs for the inputs of the next run; nothing is prepared before the
+    /// first.
+    pub fn new(graph: Graph, names: Vec<(String, String)>) -> Self {
         CpuRunner { graph, stages: Mutex::default(), names, states: Mutex::default() }
     }
 
@@ -85,9 +81,7 @@ impl CpuRunner {
 
     /// What a state holds at first.
     fn zeros(&self, name: &str) -> Result<(String, Tensor), Error> {
-        let input = self.graph.inputs().iter().find(|v| self.graph.value(**v).name.as_deref() == Some(name));
-        let ty = input.and_then(|v| self.graph.ty(*v));
-        let made = ty.and_then(|ty| {
+        let made = self.graph.input(name).and_then(|v| self.graph.ty(v)).and_then(|ty| {
             let shape = ty.known_shape()?;
             let zeros = vec![0u8; ty.dtype.bytes(shape.iter().product())];
             Tensor::from_bytes(ty.dtype, shape, zeros.into()).ok()

@@ -1,6 +1,5 @@
 //! `snlp generate`: text, token by token.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +10,8 @@ use clap::Args;
 use serde_json::{Value, json};
 use snlp::error::{Error, Kind};
 use snlp::language::decoder::{Decoder, Stepper, longest};
-use snlp::language::generate::{Draft, Generated, generate, speculate};
-use snlp::language::sampling::{Dice, Sampling};
+use snlp::language::generate::{Draft, Generated, Request, generate, speculate};
+use snlp::language::sampling::Sampling;
 use snlp::language::tokenizer::Tokenizer;
 use snlp::source::{Source, parse_plan};
 
@@ -145,12 +144,27 @@ impl Printer<'_> {
         if self.ends.contains(&id) {
             return Ok(self.end("eos"));
         }
-        let piece = match (&mut self.stream, self.tokenizer) {
-            (Some(stream), _) => stream.push(id)?.unwrap_or_default(),
-            (None, _) if self.text.is_empty() => id.to_string(),
-            (None, _) => format!(",{id}"),
+        let piece = match &mut self.stream {
+            Some(stream) => stream.push(id)?.unwrap_or_default(),
+            None if self.text.is_empty() => id.to_string(),
+            None => format!(",{id}"),
         };
-        self.text.push_str(&piece);
+        self.put(&piece)
+    }
+
+    /// What the last tokens left open, and what waited.
+    fn finish(&mut self) -> Result<(), Error> {
+        if self.reason != "stop"
+            && let Some(stream) = self.stream.take()
+            && let Some(piece) = stream.finish()?
+        {
+            let _ = self.put(&piece)?;
+        }
+        self.flush(self.text.len())
+    }
+
+    fn put(&mut self, piece: &str) -> Result<ControlFlow<()>, Error> {
+        self.text.push_str(piece);
         if let Some(at) = self.stops.iter().filter_map(|s| self.text.find(s.as_str())).min() {
             self.text.truncate(at);
             self.flush(at)?;
@@ -169,7 +183,7 @@ impl Printer<'_> {
 
     fn flush(&mut self, to: usize) -> Result<(), Error> {
         if !self.silent && to > self.printed {
-            write(&self.text[self.printed..to])?;
+            ui::print(&self.text[self.printed..to])?;
         }
         self.printed = self.printed.max(to);
         Ok(())
@@ -180,15 +194,6 @@ impl Printer<'_> {
 fn overlap(text: &str, stop: &str) -> usize {
     let lengths = stop.char_indices().map(|(i, _)| i).skip(1);
     lengths.filter(|n| text.ends_with(&stop[..*n])).max().unwrap_or(0)
-}
-
-/// Writes text as it is; what would steer the terminal is left to the person who asked for it.
-fn write(text: &str) -> Result<(), Error> {
-    let mut out = std::io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) => Err(Error::new(Kind::Io, "cannot write to the standard output").because(e)),
-        Ok(()) => Ok(()),
-    }
 }
 
 impl Generate {
@@ -220,7 +225,7 @@ impl Generate {
             .help("generate without --speculate"));
         }
         let backend = Backend::open(common, ui)?;
-        let runners = backend.load_steppers(&steppers.iter().collect::<Vec<_>>())?;
+        let runners = backend.load_steppers(&steppers)?;
         let interrupted = Arc::new(AtomicBool::new(false));
         let seen = interrupted.clone();
         // A second handler in one process is refused; the first one then still works.
@@ -238,7 +243,7 @@ impl Generate {
             failure: None,
         };
         if let (Some(text), false) = (&self.prompt, self.json) {
-            write(text)?;
+            ui::print(text)?;
         }
         let sampling = Sampling {
             temperature: self.temperature,
@@ -246,16 +251,19 @@ impl Generate {
             top_p: self.top_p,
             repetition_penalty: self.repetition_penalty,
         };
-        let mut dice = Dice::new(self.seed);
-        let mut reader = |id| printer.token(id);
+        let request = Request {
+            prompt: &prompt,
+            count: self.count,
+            sampling: &sampling,
+            seed: self.seed,
+            reader: &mut |id| printer.token(id),
+        };
         let mut decoders: Vec<Decoder<'_>> =
             steppers.iter().zip(&runners).map(|(s, r)| Decoder::new(s, r)).collect();
         let start = Instant::now();
         let made = match &mut decoders[..] {
-            [model] => generate(model, &prompt, self.count, &sampling, &mut dice, &mut reader),
-            [model, draft] => {
-                speculate(model, draft, self.draft, &prompt, self.count, &sampling, &mut dice, &mut reader)
-            }
+            [model] => generate(model, request),
+            [model, draft] => speculate(model, draft, self.draft, request),
             _ => Err(Error::new(Kind::Internal, "no model was made")),
         };
         let seconds = start.elapsed().as_secs_f64();
@@ -263,12 +271,11 @@ impl Generate {
         if let Some(failure) = printer.failure {
             return Err(failure);
         }
-        let rest = printer.text.len();
-        printer.flush(rest)?;
+        printer.finish()?;
         if self.json {
             return ui::print_json(&document(&made, &printer, seconds, &steppers));
         }
-        write("\n")?;
+        ui::print("\n")?;
         ui.notice(&summary(&made));
         Ok(())
     }
@@ -306,17 +313,14 @@ fn stepper(
     capacity: usize,
     ui: &Ui,
 ) -> Result<Stepper, Error> {
-    let placed = source.place(plan)?;
-    match Stepper::cached(source, &placed, capacity)? {
-        Ok(stepper) => Ok(stepper),
-        Err(why) => {
-            ui.warn(&format!(
-                "{}: no cached step can be derived: {why}; the whole sequence is computed again for each token",
-                source.path.display()
-            ));
-            Stepper::whole(source, &placed, capacity)
-        }
+    let (stepper, uncached) = Stepper::new(source, &source.place(plan)?, capacity)?;
+    if let Some(why) = uncached {
+        ui.warn(&format!(
+            "{}: no cached step can be derived: {why}; the whole sequence is computed again for each token",
+            source.path.display()
+        ));
     }
+    Ok(stepper)
 }
 
 /// The tokens that end a text, by the configuration that exporters leave beside a model.

@@ -37,20 +37,20 @@ pub struct Stepper {
 }
 
 impl Stepper {
-    /// The cached step of a plan for a model of one sequence ([`Source::of_one_sequence`]), for sequences of
-    /// at most `capacity` tokens.
+    /// A plan of a model of one sequence ([`Source::of_one_sequence`]), for sequences of at most `capacity`
+    /// tokens: its cached step or, with the reason why none can be derived, the forward over the whole sequence.
     ///
     /// # Errors
-    /// The inner error says why no step can be derived; the outer that the plan cannot be applied.
-    pub fn cached(
+    /// When the plan cannot be applied.
+    pub fn new(
         source: &Source,
         plan: &PlacedPlan,
         capacity: usize,
-    ) -> Result<Result<Stepper, DecodeError>, Error> {
-        let graph = logits_alone(source.rewrite(plan)?.graph)?;
-        let step = match decode_step(&graph, capacity) {
+    ) -> Result<(Stepper, Option<DecodeError>), Error> {
+        let whole = logits_alone(source.rewrite(plan)?.graph)?;
+        let step = match decode_step(&whole, capacity) {
             Ok(step) => step,
-            Err(e) => return Ok(Err(e)),
+            Err(why) => return Ok((Stepper::of(whole, None, capacity)?, Some(why))),
         };
         let DecodeStep { mut graph, lookback, capacity, caches } = step;
         clean_up_exact(&mut graph).map_err(|e| {
@@ -58,27 +58,14 @@ impl Stepper {
                 .because(e)
                 .help("this is a defect of snlp: please report it")
         })?;
-        let mut stepper = Stepper::new(graph, Some(lookback), capacity)?;
+        let mut stepper = Stepper::of(graph, Some(lookback), capacity)?;
         stepper.states = caches;
-        Ok(Ok(stepper))
+        Ok((stepper, None))
     }
 
-    /// The forward over the whole sequence.
-    ///
-    /// # Errors
-    /// When the plan cannot be applied.
-    pub fn whole(source: &Source, plan: &PlacedPlan, capacity: usize) -> Result<Stepper, Error> {
-        Stepper::new(logits_alone(source.rewrite(plan)?.graph)?, None, capacity)
-    }
-
-    fn new(graph: Graph, lookback: Option<usize>, capacity: usize) -> Result<Stepper, Error> {
+    fn of(graph: Graph, lookback: Option<usize>, capacity: usize) -> Result<Stepper, Error> {
         let tokens = token_input(&graph)?.to_string();
-        let dtype = graph
-            .inputs()
-            .iter()
-            .find(|v| graph.value(**v).name.as_ref() == Some(&tokens))
-            .and_then(|v| graph.ty(*v))
-            .map_or(DType::I64, |t| t.dtype);
+        let dtype = graph.input(&tokens).and_then(|v| graph.ty(v)).map_or(DType::I64, |t| t.dtype);
         let logits = logits_output(&graph)?.1.to_string();
         Ok(Stepper { graph, states: vec![], tokens, dtype, logits, lookback, capacity })
     }
@@ -91,9 +78,8 @@ impl Stepper {
     /// Bytes of the caches.
     pub fn cache_bytes(&self) -> u64 {
         let bytes = |name: &String| {
-            let v = self.graph.inputs().iter().find(|v| self.graph.value(**v).name.as_ref() == Some(name))?;
-            let shape = self.graph.ty(*v)?.known_shape()?;
-            Some(shape.iter().product::<usize>() as u64 * 4)
+            let ty = self.graph.ty(self.graph.input(name)?)?;
+            Some(ty.dtype.bytes(ty.known_shape()?.iter().product()) as u64)
         };
         self.states.iter().filter_map(|(before, _)| bytes(before)).sum()
     }
@@ -262,8 +248,7 @@ fn internal(what: &dyn std::fmt::Display) -> Error {
 /// The longest sequence that the model's tables of positions have room for, where it has any.
 pub fn longest(graph: &Graph) -> Option<usize> {
     let tokens = token_input(graph).ok()?;
-    let input = graph.inputs().iter().find(|v| graph.value(**v).name.as_deref() == Some(tokens))?;
-    let length = graph.shape(*input)?.last()?.clone();
+    let length = graph.shape(graph.input(tokens)?)?.last()?.clone();
     // A table cut to the length of the sequence: `min(length, its own)`.
     let is_cut = |d: &Dim, table: &Dim| match &d.monomials()[..] {
         [(1, atoms)] => match &atoms[..] {

@@ -60,20 +60,45 @@ impl Generated {
     }
 }
 
-/// Who hears of each token as it comes, and says whether there should be more.
-pub type Reader<'r> = &'r mut dyn FnMut(u32) -> ControlFlow<()>;
+/// What is wanted.
+pub struct Request<'r> {
+    /// Tokens to go on from, one at least.
+    pub prompt: &'r [u32],
+    /// Tokens to add at most.
+    pub count: usize,
+    /// How each is chosen.
+    pub sampling: &'r Sampling,
+    /// Seed of the choices.
+    pub seed: u64,
+    /// Hears of each token as it comes, and says whether there should be more.
+    pub reader: &'r mut dyn FnMut(u32) -> ControlFlow<()>,
+}
 
 /// Tokens on their way to the reader.
-struct Sequence<'p, 'r> {
+struct Sequence<'r> {
     tokens: Vec<u32>,
-    prompt: &'p [u32],
-    count: usize,
-    reader: Reader<'r>,
+    request: Request<'r>,
+    dice: Dice,
     start: Instant,
     out: Generated,
 }
 
-impl Sequence<'_, '_> {
+impl<'r> Sequence<'r> {
+    fn new(request: Request<'r>) -> Result<Self, Error> {
+        if request.prompt.is_empty() {
+            return Err(
+                Error::input("the prompt has no tokens").help("give at least one character as the prompt")
+            );
+        }
+        Ok(Sequence {
+            tokens: request.prompt.to_vec(),
+            dice: Dice::new(request.seed),
+            request,
+            start: Instant::now(),
+            out: Generated::default(),
+        })
+    }
+
     /// Adds a token; false where there should be no more.
     fn push(&mut self, token: u32) -> bool {
         self.tokens.push(token);
@@ -82,42 +107,26 @@ impl Sequence<'_, '_> {
         if self.out.tokens.len() == 1 {
             self.out.first = self.out.total;
         }
-        self.out.stopped = (self.reader)(token).is_break();
+        self.out.stopped = (self.request.reader)(token).is_break();
         !self.out.stopped && self.left() > 0
     }
 
     fn left(&self) -> usize {
-        self.count - self.out.tokens.len()
+        self.request.count - self.out.tokens.len()
     }
 }
 
-fn sequence<'p, 'r>(prompt: &'p [u32], count: usize, reader: Reader<'r>) -> Result<Sequence<'p, 'r>, Error> {
-    if prompt.is_empty() {
-        return Err(
-            Error::input("the prompt has no tokens").help("give at least one character as the prompt")
-        );
-    }
-    let out = Generated::default();
-    Ok(Sequence { tokens: prompt.to_vec(), prompt, count, reader, start: Instant::now(), out })
-}
-
-/// `count` tokens after `prompt`, one by one.
+/// The tokens after the prompt, one by one.
 ///
 /// # Errors
 /// When the prompt is empty, there is no room for the tokens, or a forward fails.
-pub fn generate(
-    model: &mut Decoder<'_>,
-    prompt: &[u32],
-    count: usize,
-    sampling: &Sampling,
-    dice: &mut Dice,
-    reader: Reader<'_>,
-) -> Result<Generated, Error> {
-    let mut sequence = sequence(prompt, count, reader)?;
-    let mut going = count > 0;
+pub fn generate(model: &mut Decoder<'_>, request: Request<'_>) -> Result<Generated, Error> {
+    let mut sequence = Sequence::new(request)?;
+    let mut going = sequence.left() > 0;
     while going {
         let logits = following(model, &sequence.tokens)?;
-        let token = dice.draw(&sampling.distribution(logits.last(), &sequence.tokens));
+        let token =
+            sequence.dice.draw(&sequence.request.sampling.distribution(logits.last(), &sequence.tokens));
         going = sequence.push(token);
     }
     Ok(sequence.out)
@@ -132,34 +141,30 @@ fn following(model: &mut Decoder<'_>, sequence: &[u32]) -> Result<Logits, Error>
 ///
 /// # Errors
 /// As [`generate`].
-#[allow(clippy::too_many_arguments)]
 pub fn speculate(
     model: &mut Decoder<'_>,
     draft: &mut Decoder<'_>,
     drafts: Draft,
-    prompt: &[u32],
-    count: usize,
-    sampling: &Sampling,
-    dice: &mut Dice,
-    reader: Reader<'_>,
+    request: Request<'_>,
 ) -> Result<Generated, Error> {
-    let mut sequence = sequence(prompt, count, reader)?;
+    let mut sequence = Sequence::new(request)?;
+    let sampling = sequence.request.sampling;
     let mut stats = Speculation::default();
     let mut size = match drafts {
         Draft::Fixed(n) => n.max(1),
         Draft::Adaptive => 4,
     };
     // All but the last token, which each round begins with.
-    if let [first @ .., _] = sequence.prompt
+    if let [first @ .., _] = sequence.request.prompt
         && !first.is_empty()
     {
         model.follow(first, false)?;
     }
-    let mut going = count > 0;
+    let mut going = sequence.left() > 0;
     while going {
         let known = sequence.tokens.len();
         let wanted = size.min(sequence.left());
-        let (proposed, chances) = propose(draft, &sequence.tokens, wanted, sampling, dice)?;
+        let (proposed, chances) = propose(draft, &sequence.tokens, wanted, sampling, &mut sequence.dice)?;
         let logits = model
             .follow(&proposed, true)?
             .ok_or_else(|| Error::new(Kind::Internal, "the drafts were taken before"))?;
@@ -171,9 +176,9 @@ pub fn speculate(
         for i in 0..=wanted {
             let p = sampling.distribution(logits.row(first + i), &proposed[..known + i]);
             let (token, taken) = match (proposed.get(known + i), chances.get(i)) {
-                (Some(token), Some(q)) => judge(*token, &p, q, dice),
+                (Some(token), Some(q)) => judge(*token, &p, q, &mut sequence.dice),
                 // All drafts were taken: the model's own next token comes free.
-                _ if sequence.left() > 0 => (dice.draw(&p), false),
+                _ if sequence.left() > 0 => (sequence.dice.draw(&p), false),
                 _ => break,
             };
             accepted += usize::from(taken);

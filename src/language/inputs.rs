@@ -7,6 +7,7 @@ use snlp_passes::rewrite::{bindings_from, clean_up, instantiate};
 
 use crate::error::Error;
 use crate::feeds::{convert, index_bounds, input_types};
+use crate::samples::is_past;
 use crate::text;
 
 /// Name of the input that takes token ids.
@@ -58,7 +59,7 @@ pub fn token_feeds(graph: &Graph, ids: &Tensor) -> Result<Vec<(String, Tensor)>,
             continue;
         }
         for symbol in ty.shape.iter().flat_map(|d| d.symbols()) {
-            let size = if symbol.name().contains("past") { 0 } else { length as i64 };
+            let size = if is_past(&symbol) { 0 } else { length as i64 };
             bindings.entry(symbol).or_insert(size);
         }
         let shape: Option<Vec<usize>> =
@@ -140,9 +141,8 @@ impl Companion {
 /// When the tokens' sizes are fixed, or an input cannot be derived from them.
 pub fn one_sequence(graph: &Graph) -> Result<Graph, Error> {
     let tokens = token_input(graph)?.to_string();
-    let ty = input_types(graph).into_iter().find(|(name, _)| *name == tokens).map(|(_, ty)| ty.clone());
-    let shape = ty.map(|t| t.shape).unwrap_or_default();
-    let [batch, length] = &shape[..] else { return Err(not_one(&tokens, "it has no two axes")) };
+    let shape = graph.input(&tokens).and_then(|v| graph.shape(v)).unwrap_or_default();
+    let [batch, length] = shape else { return Err(not_one(&tokens, "it has no two axes")) };
     if batch.known().is_some_and(|n| n != 1) || (batch.known().is_none() && batch.as_symbol().is_none()) {
         return Err(not_one(&tokens, &format!("it takes batches of {batch}")));
     }
@@ -158,7 +158,7 @@ pub fn one_sequence(graph: &Graph) -> Result<Graph, Error> {
             ty.shape.iter().enumerate().flat_map(|(i, d)| d.symbols().into_iter().map(move |s| (i, s)))
         {
             let size = match () {
-                () if symbol.name().contains("past") => Dim::ZERO,
+                () if is_past(&symbol) => Dim::ZERO,
                 () if axis == 0 && ty.rank() > 1 => Dim::ONE,
                 () => length.clone().into(),
             };

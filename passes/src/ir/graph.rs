@@ -177,6 +177,11 @@ impl Graph {
         &self.inputs
     }
 
+    /// The graph input of this name.
+    pub fn input(&self, name: &str) -> Option<ValueId> {
+        self.inputs.iter().copied().find(|v| self.value(*v).name.as_deref() == Some(name))
+    }
+
     /// Adds a result of the graph.
     pub fn add_output(&mut self, name: &str, value: ValueId) {
         self.outputs.push(Output { name: name.into(), value });
@@ -323,6 +328,15 @@ impl Graph {
     /// The node, unless it was removed.
     pub fn node(&self, id: NodeId) -> Option<&Node> {
         self.nodes.get(id.index()).and_then(Option::as_ref)
+    }
+
+    /// What a node is called in messages: its name, or its operator and id where it has none.
+    pub fn label(&self, id: NodeId) -> String {
+        match self.node(id) {
+            Some(n) if !n.name.is_empty() => n.name.clone(),
+            Some(n) => format!("{} {id:?}", n.op.name()),
+            None => format!("{id:?}"),
+        }
     }
 
     /// Renames a node.

@@ -109,8 +109,7 @@ fn free_symbols(graph: &Graph) -> BTreeSet<Symbol> {
 pub fn bindings_from(graph: &Graph, shapes: &[(&str, &[usize])]) -> Result<Bindings, BindError> {
     let mut given: Vec<(&str, &Type, &[usize])> = vec![];
     for (name, shape) in shapes {
-        let input = graph.inputs().iter().find(|v| graph.value(**v).name.as_deref() == Some(*name));
-        let Some(ty) = input.and_then(|v| graph.ty(*v)) else {
+        let Some(ty) = graph.input(name).and_then(|v| graph.ty(v)) else {
             let inputs = graph.inputs().iter().filter_map(|v| graph.value(*v).name.clone()).collect();
             return Err(BindError::NoInput { name: (*name).into(), inputs });
         };

@@ -29,8 +29,7 @@ pub(super) fn copy_with(
         declared.flat_map(Dim::symbols).map(|s| (s.clone(), s.into())).collect();
     for v in graph.inputs().iter().filter(|v| !map.contains_key(v)).collect::<Vec<_>>() {
         let name = graph.value(*v).name.clone().unwrap_or_default();
-        let there = out.inputs().iter().copied().find(|i| out.value(*i).name.as_ref() == Some(&name));
-        if let Some(there) = there {
+        if let Some(there) = out.input(&name) {
             map.insert(*v, there);
         } else if let Some(ty) = graph.ty(*v).map(|t| substituted(out, t, bindings, &mut names)) {
             map.insert(*v, out.add_input(&name, ty));

@@ -136,3 +136,10 @@ pub(crate) fn close(a: f64, b: f64, dtype: Option<DType>) -> bool {
 pub(crate) fn ints(graph: &Graph, v: ValueId) -> Option<Vec<i64>> {
     graph.content(v)?.iter().map(Dim::known).collect()
 }
+
+/// The axis of a value of shape `from` that a Reshape to `to` leaves as it is, as axis `axis` there: of the same
+/// size behind as many elements.
+pub(crate) fn reshaped_axis(from: &[Dim], to: &[Dim], axis: usize) -> Option<usize> {
+    let before = Dim::product(&to[..axis]);
+    (0..from.len()).find(|i| from[*i] == to[axis] && Dim::product(&from[..*i]) == before)
+}

@@ -45,15 +45,10 @@ pub fn merge(graphs: &[Graph]) -> Result<Graph, MergeError> {
     let mut out = Graph::new(graphs.first().map_or("", |g| &g.name));
     for (i, graph) in graphs.iter().enumerate() {
         for v in graph.inputs() {
-            let twin = out.inputs().iter().find(|i| out.value(**i).name == graph.value(*v).name);
-            if let Some(twin) = twin.filter(|t| out.ty(**t) != graph.ty(*v)) {
+            let name = graph.value(*v).name.clone().unwrap_or_default();
+            if let Some(twin) = out.input(&name).filter(|t| out.ty(*t) != graph.ty(*v)) {
                 let show = |ty: Option<&crate::ir::Type>| ty.map(ToString::to_string).unwrap_or_default();
-                let name = graph.value(*v).name.clone().unwrap_or_default();
-                return Err(MergeError::Input {
-                    name,
-                    first: show(out.ty(*twin)),
-                    other: show(graph.ty(*v)),
-                });
+                return Err(MergeError::Input { name, first: show(out.ty(twin)), other: show(graph.ty(*v)) });
             }
         }
         let values = copy_into(&mut out, graph, &Bindings::new())?;

@@ -131,12 +131,7 @@ impl Notes {
         if self.list.len() >= Self::LIMIT {
             return;
         }
-        let at = match graph.node(node) {
-            Some(n) if !n.name.is_empty() => n.name.clone(),
-            Some(n) => format!("{} {node:?}", n.op.name()),
-            None => format!("{node:?}"),
-        };
-        let note = Mismatch { pass: self.pass, reason: reason.into(), at };
+        let note = Mismatch { pass: self.pass, reason: reason.into(), at: graph.label(node) };
         if !self.list.contains(&note) {
             self.list.push(note);
         }

@@ -23,8 +23,7 @@ mod spans;
 use std::collections::HashMap;
 
 use crate::ir::{
-    Attention, Binary, DType, Def, Dim, Graph, GraphError, NodeId, Op, ScatterReduction, Symbol, Tensor,
-    Type, ValueId,
+    Binary, DType, Def, Dim, Graph, GraphError, NodeId, Op, ScatterReduction, Symbol, Type, ValueId,
 };
 
 use spans::{Make, Recipe, Span, Want, rule};
@@ -159,14 +158,6 @@ impl<'g> Frame<'g> {
     fn sizes(&self, shape: &[Dim], want: &Want) -> Vec<Dim> {
         shape.iter().zip(want).map(|(d, span)| self.size(d, span)).collect()
     }
-
-    fn name(&self, id: NodeId) -> String {
-        match self.graph.node(id) {
-            Some(n) if !n.name.is_empty() => n.name.clone(),
-            Some(n) => format!("{} {id:?}", n.op.name()),
-            None => format!("{id:?}"),
-        }
-    }
 }
 
 /// A size for lengths from one to `capacity`: minima and maxima that these bounds decide are decided.
@@ -201,7 +192,7 @@ impl Demand {
             for (i, v) in node.outputs.iter().enumerate() {
                 demand
                     .settle(frame, *v, |want| rule(frame, node, i, want))
-                    .map_err(|reason| DecodeError::Stopped { reason, at: frame.name(*id) })?;
+                    .map_err(|reason| DecodeError::Stopped { reason, at: frame.graph.label(*id) })?;
             }
         }
         let from_input = |want: &Want| match &want[..] {
@@ -286,6 +277,8 @@ struct Step<'d> {
     demand: &'d Demand,
     graph: Graph,
     tokens: ValueId,
+    /// How many of the tokens came before.
+    lookback: i64,
     position: ValueId,
     made: HashMap<(ValueId, Want), ValueId>,
     /// Position numbers of rows, by their span.
@@ -315,6 +308,7 @@ impl<'d> Step<'d> {
             demand,
             graph,
             tokens,
+            lookback,
             position,
             made: HashMap::new(),
             rows: HashMap::new(),
@@ -323,12 +317,14 @@ impl<'d> Step<'d> {
         for id in &frame.order {
             let Some(node) = old.node(*id) else { continue };
             for v in &node.outputs {
-                step.all_of(*v, lookback)?;
+                for (want, _) in demand.of_value(*v) {
+                    step.get(*v, want)?;
+                }
             }
         }
         for output in &old.outputs {
             let want = spans::rows_of(frame, output.value).unwrap_or_default();
-            let value = step.get(output.value, &want, lookback)?;
+            let value = step.get(output.value, &want)?;
             step.graph.add_output(&output.name, value);
         }
         let mut caches = vec![];
@@ -344,16 +340,8 @@ impl<'d> Step<'d> {
         Ok(DecodeStep { graph: step.graph, lookback, capacity, caches })
     }
 
-    /// Makes every part of a value that is wanted.
-    fn all_of(&mut self, v: ValueId, lookback: i64) -> Result<(), DecodeError> {
-        let demand = self.demand;
-        for (want, _) in demand.of_value(v) {
-            self.get(v, want, lookback)?;
-        }
-        Ok(())
-    }
-
-    fn get(&mut self, v: ValueId, want: &Want, lookback: i64) -> Result<ValueId, DecodeError> {
+    /// A part of a value; its operands' parts are made on the way where they are not there.
+    fn get(&mut self, v: ValueId, want: &Want) -> Result<ValueId, DecodeError> {
         let key = (v, want.clone());
         if let Some(made) = self.made.get(&key) {
             return Ok(*made);
@@ -371,11 +359,11 @@ impl<'d> Step<'d> {
                 let mut operands = vec![];
                 for operand in &recipe.operands {
                     operands.push(match operand {
-                        Some((v, part)) => Some(self.get(*v, part, lookback)?),
+                        Some((v, part)) => Some(self.get(*v, part)?),
                         None => None,
                     });
                 }
-                self.make(v, want, &recipe.make, operands, lookback)?
+                self.make(v, want, &recipe.make, operands)?
             }
         };
         self.graph.adopt_name_from(self.frame.graph, v, made);
@@ -388,26 +376,14 @@ impl<'d> Step<'d> {
         v: ValueId,
         want: &Want,
         make: &Make,
-        operands: Vec<Option<ValueId>>,
-        lookback: i64,
+        mut operands: Vec<Option<ValueId>>,
     ) -> Result<ValueId, DecodeError> {
         let frame = self.frame;
-        let (name, at, outputs) = match frame.graph.value(v).def {
-            Def::Node(id, at) => (
-                frame.graph.node(id).map(|n| n.name.clone()).unwrap_or_default(),
-                at,
-                frame.graph.node(id).map_or(1, |n| n.outputs.len()),
-            ),
-            _ => (String::new(), 0, 1),
-        };
+        let node = frame.graph.producing(v);
+        let name = node.map(|n| n.name.clone()).unwrap_or_default();
         let first = operands.first().copied().flatten();
-        let present: Vec<ValueId> = operands.iter().copied().flatten().collect();
         Ok(match make {
-            Make::Op(op) => {
-                let id = self.graph.add_node(op.clone(), operands, outputs, &name)?;
-                let results = self.graph.node(id).map(|n| n.outputs.clone()).unwrap_or_default();
-                results.get(at).copied().ok_or_else(|| missing(&name))?
-            }
+            Make::Op(op) => self.added(v, op.clone(), operands)?,
             Make::Sized(op, dims) => {
                 let dims = self.graph.dims(dims)?;
                 let inputs: Vec<ValueId> = first.into_iter().chain([dims]).collect();
@@ -432,7 +408,7 @@ impl<'d> Step<'d> {
             }
             Make::Tokens => {
                 let Some(Span::Rows { lo, hi }) = want.get(1) else { return Err(missing(&name)) };
-                let start = lo.clone() + Dim::from(lookback);
+                let start = lo.clone() + Dim::from(self.lookback);
                 let end = start.clone() + frame.rows(lo, hi);
                 self.slice(self.tokens, 1, &start, &end)?
             }
@@ -446,9 +422,34 @@ impl<'d> Step<'d> {
                 self.caches.push((cache, after));
                 after
             }
-            Make::Attention(attention, lo) => self.attention(*attention, operands, lo, &name)?,
-            Make::Join { axis, offsets, lo, hi } => self.join(&present, *axis, offsets, [lo, hi])?,
+            Make::Attention(attention, lo) => {
+                operands.resize(5, None);
+                operands.push(Some(self.position(lo)?));
+                self.added(v, Op::Attention(*attention), operands)?
+            }
+            Make::Join { axis, offsets, lo, hi } => {
+                let pieces: Vec<ValueId> = operands.into_iter().flatten().collect();
+                self.join(&pieces, *axis, offsets, [lo, hi])?
+            }
         })
+    }
+
+    /// A node in the place of the one that makes `v`; its result in the place of `v`.
+    fn added(&mut self, v: ValueId, op: Op, operands: Vec<Option<ValueId>>) -> Result<ValueId, DecodeError> {
+        let Def::Node(id, at) = self.frame.graph.value(v).def else { return Err(missing("an input")) };
+        let (name, outputs) = self.frame.graph.node(id).map_or(("", 1), |n| (&n.name, n.outputs.len()));
+        let made = self.graph.add_node(op, operands, outputs, name)?;
+        let result = self.graph.node(made).and_then(|n| n.outputs.get(at).copied());
+        result.ok_or_else(|| missing(name))
+    }
+
+    /// `position + lo`.
+    fn position(&mut self, lo: &Dim) -> Result<ValueId, GraphError> {
+        if *lo == Dim::ZERO {
+            return Ok(self.position);
+        }
+        let lo = self.graph.dim_scalar(lo)?;
+        self.graph.add(Op::Binary(Binary::Add), &[self.position, lo])
     }
 
     /// `position + lo ..`, not below zero, one for each row of the span.
@@ -480,13 +481,18 @@ impl<'d> Step<'d> {
     ) -> Result<ValueId, GraphError> {
         let shape = self.graph.shape(rows).map(<[Dim]>::to_vec).unwrap_or_default();
         let at = self.row_numbers(&Dim::ZERO, &Dim::ZERO)?;
+        let at = self.along(at, axis, shape.len())?;
         let g = &mut self.graph;
-        let axes: Vec<usize> = (1..shape.len() - axis).collect();
-        let at = if axes.is_empty() { at } else { g.add(Op::Unsqueeze { axes }, &[at])? };
         let dims = g.dims(&shape)?;
         let at = g.add(Op::Expand, &[at, dims])?;
         let write = Op::ScatterElements { axis, reduction: ScatterReduction::None };
         g.add_named(name, write, &[cache, at, rows])
+    }
+
+    /// A vector as one that broadcasts along `axis` of `rank`.
+    fn along(&mut self, rows: ValueId, axis: usize, rank: usize) -> Result<ValueId, GraphError> {
+        let axes: Vec<usize> = (1..rank - axis).collect();
+        if axes.is_empty() { Ok(rows) } else { self.graph.add(Op::Unsqueeze { axes }, &[rows]) }
     }
 
     fn slice(&mut self, x: ValueId, axis: usize, start: &Dim, end: &Dim) -> Result<ValueId, GraphError> {
@@ -496,26 +502,6 @@ impl<'d> Step<'d> {
         let (start, end) =
             (self.graph.dims(std::slice::from_ref(start))?, self.graph.dims(std::slice::from_ref(end))?);
         self.graph.add(Op::Slice { axes: vec![axis], steps: vec![1] }, &[x, start, end])
-    }
-
-    fn attention(
-        &mut self,
-        attention: Attention,
-        mut operands: Vec<Option<ValueId>>,
-        lo: &Dim,
-        name: &str,
-    ) -> Result<ValueId, DecodeError> {
-        operands.resize(5, None);
-        let position = if *lo == Dim::ZERO {
-            self.position
-        } else {
-            let lo = self.graph.dim_scalar(lo)?;
-            self.graph.add(Op::Binary(Binary::Add), &[self.position, lo])?
-        };
-        operands.push(Some(position));
-        let id = self.graph.add_node(Op::Attention(attention), operands, 1, name)?;
-        let result = self.graph.node(id).and_then(|n| n.outputs.first().copied());
-        result.ok_or_else(|| missing(name))
     }
 
     /// Rows of a concatenation: each of the pieces with a size of its own serves the rows that it holds,
@@ -547,9 +533,8 @@ impl<'d> Step<'d> {
             let g = &mut self.graph;
             let end = g.scalar(piece.end);
             let inside = g.add(Op::Binary(Binary::Less), &[rows, end])?;
-            let axes: Vec<usize> = (1..rank - axis).collect();
-            let inside = if axes.is_empty() { inside } else { g.add(Op::Unsqueeze { axes }, &[inside])? };
-            out = g.add(Op::Where, &[inside, x, out])?;
+            let inside = self.along(inside, axis, rank)?;
+            out = self.graph.add(Op::Where, &[inside, x, out])?;
         }
         Ok(out)
     }
@@ -557,9 +542,4 @@ impl<'d> Step<'d> {
 
 fn missing(what: &str) -> DecodeError {
     DecodeError::Signature(format!("'{what}' was not made"))
-}
-
-/// A table of the positions that the caches have room for.
-fn count_up(start: i64, step: i64, n: i64) -> Tensor {
-    Tensor::ints(&(0..n.max(0)).map(|i| start.saturating_add(i.saturating_mul(step))).collect::<Vec<_>>())
 }

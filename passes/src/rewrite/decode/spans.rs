@@ -4,8 +4,9 @@
 //! perhaps shifted) or whole. Sizes are `length + c`: row `r` of any axis is position `r` shifted by what
 //! slices and concatenations in between say, which is what the rules account for.
 
-use super::{Frame, count_up};
+use super::Frame;
 use crate::ir::{Attention, CorrectionForm, Dim, Node, Op, RotaryTable, Tensor, ValueId};
+use crate::rewrite::matching::reshaped_axis;
 
 /// What is wanted along an axis.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -139,7 +140,6 @@ fn single(want: &Want) -> Option<(usize, &Span)> {
 pub(super) fn stored(frame: &Frame<'_>, v: ValueId, want: &Want) -> Rule<Option<(Recipe, Want)>> {
     let Some((axis, span)) = single(want) else { return Ok(None) };
     let shape = frame.shape(v).unwrap_or_default();
-    let recipe = |part: Want, make| Some((Recipe { operands: vec![Some((v, part.clone()))], make }, part));
     match span {
         Span::All if frame.varies(v) => {
             let dtype = frame.graph.ty(v).map(|t| t.dtype);
@@ -153,13 +153,10 @@ pub(super) fn stored(frame: &Frame<'_>, v: ValueId, want: &Want) -> Rule<Option<
                 return stop(format!("a cache of shape {shape:?} has no size"));
             }
             let rows = with(shape.len(), axis, Span::Rows { lo: Dim::ZERO, hi: Dim::ZERO });
-            Ok(recipe(rows, Make::Store { axis }))
+            let recipe = Recipe { operands: vec![Some((v, rows.clone()))], make: Make::Store { axis } };
+            Ok(Some((recipe, rows)))
         }
-        Span::Rows { lo, hi } if !frame.varies(v) => {
-            let make = Make::Lookup { axis, lo: lo.clone(), hi: hi.clone() };
-            Ok(recipe(with(shape.len(), axis, Span::All), make))
-        }
-        _ => Ok(None),
+        _ => Ok(looked_up(frame, v, want)),
     }
 }
 
@@ -532,10 +529,7 @@ impl Rules<'_> {
         let (v, from) = self.operand(0)?;
         let mut part = vec![Span::Whole; from.len()];
         for (i, span) in self.want.iter().enumerate().filter(|(_, s)| **s != Span::Whole) {
-            let before = Dim::product(&self.shape[..i]);
-            let at =
-                (0..from.len()).find(|j| from[*j] == self.shape[i] && Dim::product(&from[..*j]) == before);
-            let Some(at) = at else {
+            let Some(at) = reshaped_axis(from, self.shape, i) else {
                 return stop(format!("it makes {:?} of {from:?}, which hides the positions", self.shape));
             };
             part[at] = span.clone();
@@ -560,7 +554,8 @@ impl Rules<'_> {
         let (start, delta) = (number(0)?, number(2)?);
         let (Some(n), Span::All) = (self.sizes()[0].known(), &self.want[0]) else { return stop(LENGTH) };
         let dtype = self.node.outputs.first().and_then(|v| self.frame.graph.ty(*v)).map(|t| t.dtype);
-        let table = count_up(start, delta, n);
+        let nth = |i: i64| start.saturating_add(i.saturating_mul(delta));
+        let table = Tensor::ints(&(0..n).map(nth).collect::<Vec<_>>());
         match dtype {
             Some(crate::ir::DType::I64) => Ok(Recipe { operands: vec![], make: Make::Constant(table) }),
             other => stop(format!("a range of {other:?}")),

@@ -80,8 +80,7 @@ impl Sizes {
 }
 
 fn reshape(graph: &mut Graph, x: ValueId, shape: &[usize]) -> Result<ValueId, GraphError> {
-    let shape = graph.dims(&shape.iter().copied().map(Dim::from).collect::<Vec<_>>())?;
-    graph.add(Op::Reshape { allow_zero: true }, &[x, shape])
+    crate::rewrite::reshape(graph, x, &shape.iter().copied().map(Dim::from).collect::<Vec<_>>())
 }
 
 fn int(n: usize) -> i64 {

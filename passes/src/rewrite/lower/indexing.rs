@@ -9,6 +9,7 @@
 
 use super::{Dialect, slice};
 use crate::ir::{Binary, DType, Dim, Graph, GraphError, Node, Op, ScatterReduction, Tensor, ValueId};
+use crate::rewrite::reshape;
 
 pub(super) fn lower(
     graph: &mut Graph,
@@ -134,11 +135,6 @@ fn from_the_start(graph: &mut Graph, node: &Node) -> Result<Option<ValueId>, Gra
     let index = from_start(graph, index, sizes)?;
     let operands = [Some(data), Some(index), node.input(2)].into_iter().flatten().collect::<Vec<_>>();
     graph.add(node.op.clone(), &operands).map(Some)
-}
-
-fn reshape(graph: &mut Graph, x: ValueId, dims: &[Dim]) -> Result<ValueId, GraphError> {
-    let shape = graph.dims(dims)?;
-    graph.add(Op::Reshape { allow_zero: true }, &[x, shape])
 }
 
 fn gather_nd(

@@ -8,6 +8,8 @@
 
 use super::Dialect;
 use crate::ir::{Dim, Graph, GraphError, NodeId, Op, Reduce, ValueId};
+use crate::rewrite::matching::reshaped_axis;
+use crate::rewrite::reshape;
 
 /// The product without the repetition; `None` when there is none, or the target takes it.
 pub(super) fn lower(graph: &mut Graph, id: NodeId, dialect: &Dialect) -> Result<Option<ValueId>, GraphError> {
@@ -61,12 +63,9 @@ fn once(graph: &mut Graph, v: ValueId, axis: usize) -> Result<Option<ValueId>, G
             None => Ok(None),
         },
         Op::Reshape { .. } | Op::Unsqueeze { .. } | Op::Squeeze { .. } => {
-            let lead = Dim::product(&shape[..axis]);
-            let own = (0..from.len()).find(|i| from[*i] == shape[axis] && Dim::product(&from[..*i]) == lead);
-            let Some(own) = own else { return Ok(None) };
+            let Some(own) = reshaped_axis(&from, &shape, axis) else { return Ok(None) };
             let Some(x) = once(graph, x, own)? else { return Ok(None) };
-            let wanted = graph.dims(&wanted)?;
-            graph.add(Op::Reshape { allow_zero: true }, &[x, wanted]).map(Some)
+            reshape(graph, x, &wanted).map(Some)
         }
         _ => Ok(None),
     }
