@@ -37,6 +37,7 @@ const FUSED: &[(&str, &str, Option<&str>)] = &[
     ("modernbert-dyn18", "2xF2", None),
     ("opt-dyn18", "2xF2", None),
     ("t5_encoder-dyn18", "1xF4", None),
+    ("mixtral_tiny-ts17", "1xF3", None),
     ("t5_tiny-ts17", "1xF3", None),
     ("whisper_encoder-dyn18", "2xF2[k=2]", None),
 ];
@@ -47,6 +48,7 @@ const ON_DEVICE: &[&str] = &[
     "hc2-dynamic-sums-dyn18",
     "hc4-dynamic-merged-ts17",
     "hc8-static-sums-ts17",
+    "mixtral_tiny-ts17",
     "opt-dyn18",
     "t5_tiny-ts17",
 ];

@@ -162,7 +162,8 @@ class Row:
             self.cells.append(self.attempt(f"run on {backend}", lambda b=backend: self.run(self.source, b)))
         n = self.layers
         self.cells.append(self.first_plan([f"{n}xF1[k={n}]", f"{n - 1}xF1[k={n - 1}]"], exact=True))
-        self.cells.append(self.first_plan(["2xF2", f"1xF{n // 2}", "1xF2"], exact=False))
+        widest = [] if n < 4 else ["2xF2"]
+        self.cells.append(self.first_plan([*widest, f"1xF{max(n // 2, 2)}", "1xF2"], exact=False))
         self.cells.append("; ".join(self.refused))
         return self
 

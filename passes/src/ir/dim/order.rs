@@ -98,7 +98,8 @@ impl Dim {
     ///
     /// Different expressions may turn out equal, or one of them 1, when bound, so they give their
     /// maximum. Where one is never larger than the other that is the other: `t` against `min(256, t)` (a
-    /// slice of a table of 256 positions) is `t`, and `past + t` against `t` is `past + t`.
+    /// slice of a table of 256 positions) is `t`, and `past + t` against `t` is `past + t`. One that is 0 or 1
+    /// leaves the other or nothing: their product.
     pub fn broadcast(&self, other: &Dim) -> Option<Dim> {
         if self == other || *other == Dim::ONE {
             return Some(self.clone());
@@ -110,8 +111,19 @@ impl Dim {
             (Some(_), Some(_)) => None,
             (Some(_), None) => Some(self.clone()),
             (None, Some(_)) => Some(other.clone()),
-            (None, None) => Some(self.maximum(other)),
+            (None, None) => match self.maximum(other) {
+                unsure
+                    if unsure != *self && unsure != *other && (self.at_most_one() || other.at_most_one()) =>
+                {
+                    Some(self * other)
+                }
+                larger => Some(larger),
+            },
         }
+    }
+
+    fn at_most_one(&self) -> bool {
+        (&Dim::ONE - self).is_non_negative()
     }
 }
 

@@ -68,6 +68,17 @@ fn order_is_used_where_certain() {
 }
 
 #[test]
+fn what_is_at_most_one_broadcasts_to_the_other_or_to_nothing() {
+    let (found, some) = (s("_1"), s("b").minimum(&Dim::ONE));
+    let size = found.broadcast(&some).expect("may agree");
+    for (count, batch, both) in [(0i64, 4i64, 0i64), (5, 4, 5), (1, 0, 0), (0, 0, 0), (1, 1, 1)] {
+        let bound = size.replace(&|s| Some(n(if s.name() == "b" { batch } else { count })));
+        assert_eq!(bound, n(both), "{count} and {batch}: {size}");
+    }
+    assert_eq!(s("b").broadcast(&some), Some(s("b")));
+}
+
+#[test]
 fn slices_of_tables_broadcast_with_the_length() {
     let (p, t, limit) = (s("past"), s("t"), n(256));
     let slice = t.minimum(&limit);
