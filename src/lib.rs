@@ -13,6 +13,7 @@ pub mod files;
 pub mod language;
 pub mod npz;
 pub mod onnx;
+pub mod plan_file;
 pub mod samples;
 pub mod source;
 pub mod summary;

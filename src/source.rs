@@ -275,6 +275,9 @@ pub fn plan_error(e: PlanError) -> Error {
         PlanError::NotYet { .. } => {
             Error::input(e.to_string()).help("README.md lists the parts of the plan language that work")
         }
+        PlanError::File { .. } => {
+            Error::input(e.to_string()).help("give what stands behind 'plan =' in the file")
+        }
         PlanError::TooManyLayers { .. } => {
             Error::input(e.to_string()).help("use fewer or smaller units; 'snlp inspect' shows the layers")
         }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use snlp_passes::analysis::{Cache, Chain, Matrix, OtherStack, Transfer, other_stacks};
 use snlp_passes::ir::{Dim, Graph, Op, ValueId, validate};
-use snlp_passes::rewrite::bind;
+use snlp_passes::rewrite::{Dialect, bind, lower};
 use snlp_runtime::kernels::Limits;
 use snlp_runtime::schedule::{Options, plan};
 
@@ -313,7 +313,13 @@ impl Figures {
 }
 
 fn schedule_stats(graph: &Graph) -> Option<snlp_runtime::schedule::Stats> {
-    let bound = bind(graph, &sample_sizes(graph, FIGURES_LENGTH)).ok()?;
-    let planned = plan(validate(&bound).ok()?, &TYPICAL, &Options::default()).ok()?;
-    Some(planned.stats())
+    Some(typical_schedule(graph, FIGURES_LENGTH)?.stats())
+}
+
+/// The schedule of one forward on a typical GPU, at batch 1 and `length` positions; none when the runtime
+/// cannot schedule the graph.
+pub fn typical_schedule(graph: &Graph, length: usize) -> Option<snlp_runtime::schedule::Plan> {
+    let mut bound = bind(graph, &sample_sizes(graph, length)).ok()?;
+    lower(&mut bound, &Dialect::runtime()).ok()?;
+    plan(validate(&bound).ok()?, &TYPICAL, &Options::default()).ok()
 }

@@ -8,7 +8,8 @@ use snlp::error::Error;
 use snlp::files::same;
 use snlp::onnx::{Model, WriteOptions, data_file};
 use snlp::passes::plan::PlacedPlan;
-use snlp::source::{Source, metadata, onnx_error, parse_plan};
+use snlp::plan_file::GivenPlan;
+use snlp::source::{Source, metadata, onnx_error};
 use snlp::summary::{ChainSummary, Figures};
 
 use super::inspect::text::{figure_table, units};
@@ -68,7 +69,7 @@ struct Done<'a> {
 impl Convert {
     /// Runs the command.
     pub fn run(self, common: &Common, ui: &Ui) -> Result<(), Error> {
-        let plan = parse_plan(&self.plan)?;
+        let plan = GivenPlan::of(&self.plan, &self.model)?;
         let source = read_model(&self.model, ui)?;
         self.check_files(&source)?;
         if source.is_rewritten() {

@@ -9,15 +9,18 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Value, json};
 use snlp::error::{Error, Kind};
-use snlp::language::decoder::{Decoder, Stepper, longest};
+use snlp::language::decoder::{Decoder, Stepper};
 use snlp::language::generate::{Draft, Generated, Request, generate, speculate};
+use snlp::language::inputs::longest;
 use snlp::language::sampling::Sampling;
 use snlp::language::tokenizer::Tokenizer;
-use snlp::source::{Source, parse_plan};
+use snlp::passes::plan::Plan;
+use snlp::plan_file::GivenPlan;
+use snlp::source::Source;
 
 use super::backend::Backend;
 use super::ui::{self, Ui};
-use super::{Common, read_model};
+use super::{Common, check_plan, read_model};
 
 /// Room that caches have beyond the tokens asked for: a multiple of this.
 const ROOM: usize = 64;
@@ -200,7 +203,7 @@ impl Generate {
     /// Runs the command.
     pub fn run(self, common: &Common, ui: &Ui) -> Result<(), Error> {
         let plan = self.plan.as_deref().or(self.speculate.as_deref()).unwrap_or("sequential");
-        let plan = parse_plan(plan)?;
+        let plan = GivenPlan::of(plan, &self.model)?;
         let tokenizer = self.tokenizer()?;
         let prompt = match (&self.prompt_ids, &tokenizer, &self.prompt) {
             (Some(ids), _, _) => ids.clone(),
@@ -211,12 +214,12 @@ impl Generate {
         model.require_supported()?;
         let source = model.of_one_sequence()?;
         let capacity = capacity(&source, &self.model, prompt.len(), self.count)?;
-        let sequential = parse_plan("sequential")?;
+        check_plan(&model, &plan, ui)?;
         let mut steppers = vec![];
         if self.speculate.is_some() {
-            steppers.push(stepper(&source, &sequential, capacity, ui)?);
+            steppers.push(stepper(&source, &Plan::sequential(), capacity, ui)?);
         }
-        steppers.push(stepper(&source, &plan, capacity, ui)?);
+        steppers.push(stepper(&source, &plan.plan, capacity, ui)?);
         if self.speculate.is_some() && !steppers.iter().all(Stepper::is_cached) {
             return Err(Error::input(format!(
                 "{}: speculation needs caches, which cannot be derived for this model",
@@ -295,24 +298,20 @@ impl Generate {
 /// Positions that caches have room for.
 fn capacity(source: &Source, model: &Path, prompt: usize, count: usize) -> Result<usize, Error> {
     let needed = prompt + count;
-    match longest(&source.graph) {
+    let room = needed.next_multiple_of(ROOM);
+    match longest(&source.graph, room) {
         Some(most) if needed > most => Err(Error::input(format!(
             "{}: {prompt} tokens of prompt and {count} to generate are more than the {most} that the model has \
              positions for",
             model.display()
         ))
         .help("shorten the prompt, or generate fewer tokens (-n)")),
-        most => Ok(needed.next_multiple_of(ROOM).min(most.unwrap_or(usize::MAX))),
+        most => Ok(most.unwrap_or(room)),
     }
 }
 
 /// The stepper of a plan, with caches if they can be had.
-fn stepper(
-    source: &Source,
-    plan: &snlp::passes::plan::Plan,
-    capacity: usize,
-    ui: &Ui,
-) -> Result<Stepper, Error> {
+fn stepper(source: &Source, plan: &Plan, capacity: usize, ui: &Ui) -> Result<Stepper, Error> {
     let (stepper, uncached) = Stepper::new(source, &source.place(plan)?, capacity)?;
     if let Some(why) = uncached {
         ui.warn(&format!(

@@ -2,16 +2,6 @@
 
 use clap::Args;
 
-/// Search for the fastest plan inside a quality budget (not implemented yet)
-#[derive(Args)]
-#[command(
-    after_help = "Example (once implemented):\n  snlp plan model.onnx --tokens val.npz --budget 'ppl+1%'"
-)]
-pub struct Plan {
-    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    rest: Vec<String>,
-}
-
 /// Time forwards of plans against the device's roofline (not implemented yet)
 #[derive(Args)]
 #[command(

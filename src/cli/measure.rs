@@ -17,12 +17,22 @@ use super::ui::Ui;
 /// Bytes of logits that may be held at once.
 const LOGITS_BYTES: usize = 256 << 20;
 
+/// One window under one way to run the model.
+#[derive(Clone, Copy, Default)]
+pub struct Score {
+    /// Tokens that were scored.
+    pub tokens: usize,
+    /// Sum of their negative log-likelihood, in nats.
+    pub nll: f64,
+    /// Distance from the sequential logits.
+    pub deviation: Deviation,
+}
+
 /// What was measured of one way to run the model.
 #[derive(Clone, Default)]
 pub struct Measured {
-    /// Sum over windows of the mean negative log-likelihood.
-    nll: f64,
-    windows: usize,
+    /// Each window, in the order that they were measured in.
+    pub windows: Vec<Score>,
     /// Distance from the sequential logits.
     pub deviation: Deviation,
     /// Milliseconds of a batch.
@@ -30,14 +40,25 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Mean negative log-likelihood, in nats.
+    /// Mean negative log-likelihood of a token, in nats.
     pub fn nll(&self) -> f64 {
-        self.nll / self.windows as f64
+        let sum: f64 = self.windows.iter().map(|w| w.nll).sum();
+        sum / self.windows.iter().map(|w| w.tokens).sum::<usize>() as f64
     }
 
     /// Perplexity.
     pub fn ppl(&self) -> f64 {
         self.nll().exp()
+    }
+
+    /// Adds further windows.
+    pub fn extend(&mut self, more: impl IntoIterator<Item = Score>) {
+        more.into_iter().for_each(|window| self.push(window));
+    }
+
+    fn push(&mut self, window: Score) {
+        self.windows.push(window);
+        self.deviation.join(&window.deviation);
     }
 }
 
@@ -88,10 +109,7 @@ pub fn quality(
                 let Some((_, tensor)) = outputs.iter().find(|(n, _)| n == name) else {
                     return Err(Error::new(Kind::Internal, format!("output '{name}' was not computed")));
                 };
-                let logits = score(tensor, windows, range.clone(), measured)?;
-                let vocabulary = tensor.shape().last().copied().unwrap_or(0);
-                let base = reference.as_deref().unwrap_or(&logits);
-                measured.deviation.add(base, &logits, vocabulary).map_err(metrics_error)?;
+                let logits = score(tensor, reference.as_deref(), windows, range.clone(), measured)?;
                 reference.get_or_insert(logits);
             }
             bar.inc(1);
@@ -152,9 +170,11 @@ fn metrics_error(e: MetricsError) -> Error {
         .help("token ids must come from the tokenizer that the model was trained with")
 }
 
-/// Adds the likelihood of a batch and returns its logits.
+/// Measures a batch against the reference logits, which are its own where there are none, and returns its
+/// logits.
 fn score(
     tensor: &Tensor,
+    reference: Option<&[f32]>,
     windows: &Windows,
     range: Range<usize>,
     measured: &mut Measured,
@@ -174,9 +194,18 @@ fn score(
         )));
     }
     let logits = tensor.to_f32();
-    for (i, window) in range.zip(logits.chunks_exact(length * vocabulary)) {
-        measured.nll += window_nll(window, vocabulary, windows.targets(i)).map_err(metrics_error)?;
-        measured.windows += 1;
+    let reference = reference.unwrap_or(&logits);
+    for (i, first) in range.zip((0..).step_by(length * vocabulary)) {
+        let from = windows.repeated(i);
+        let scored = first + from * vocabulary..first + length * vocabulary;
+        let expected = reference.get(scored.clone()).unwrap_or_default();
+        let found = logits.get(scored).unwrap_or_default();
+        let targets = windows.targets(i).get(from..).unwrap_or_default();
+        let mut window = Score { tokens: targets.len(), ..Score::default() };
+        let mean = window_nll(found, vocabulary, targets).map_err(metrics_error)?;
+        window.nll = mean * window.tokens as f64;
+        window.deviation.add(expected, found, vocabulary).map_err(metrics_error)?;
+        measured.push(window);
     }
     Ok(logits)
 }

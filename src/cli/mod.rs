@@ -11,15 +11,20 @@ mod convert;
 mod cpu;
 mod devices;
 mod eval;
+mod evaluate;
+mod evidence;
 mod generate;
+mod html;
 mod inspect;
 mod later;
 mod measure;
 mod output;
+mod plan;
 mod run;
 mod tensors;
 mod ui;
 mod verify;
+mod windows;
 
 use std::panic::{self, AssertUnwindSafe};
 use std::path::Path;
@@ -30,7 +35,8 @@ use clap::{Parser, Subcommand};
 
 pub use args::Common;
 use snlp::error::{Error, Kind};
-use snlp::passes::plan::{PlacedPlan, Plan};
+use snlp::passes::plan::PlacedPlan;
+use snlp::plan_file::GivenPlan;
 use snlp::source::Source;
 use ui::Ui;
 
@@ -60,7 +66,8 @@ Example:
 Plans:
   'sequential', or segments in order: 's8 12xF2' is 8 sequential layers, then 12 units of
   2 fused layers. Options go into brackets, as in '6xF1[k=2,init=batch_fwd,tap=unit]'.
-  Layers that a plan does not cover come first and stay sequential.
+  Layers that a plan does not cover come first and stay sequential. A file such as plan.toml
+  that 'snlp plan' wrote stands for its plan, 'auto' for the plan.toml beside the model.
 
 Exit codes:
   0 success, 1 a check failed, 2 bad usage, 3 the input is invalid or unsupported,
@@ -74,7 +81,7 @@ enum Command {
     Eval(eval::Eval),
     Devices(devices::Devices),
     Completions(completions::Completions),
-    Plan(later::Plan),
+    Plan(plan::PlanSearch),
     Generate(generate::Generate),
     Bench(later::Bench),
 }
@@ -88,7 +95,7 @@ impl Command {
             Command::Eval(c) => c.run(common, ui),
             Command::Devices(c) => c.run(common, ui),
             Command::Completions(c) => c.run(),
-            Command::Plan(_) => Err(Error::not_yet("snlp plan")),
+            Command::Plan(c) => c.run(common, ui),
             Command::Generate(c) => c.run(common, ui),
             Command::Bench(_) => Err(Error::not_yet("snlp bench")),
         }
@@ -102,9 +109,16 @@ fn read_model(path: &Path, ui: &Ui) -> Result<Source, Error> {
     Ok(source)
 }
 
+/// Says what there is to notice about a plan from a file.
+fn check_plan(source: &Source, plan: &GivenPlan, ui: &Ui) -> Result<(), Error> {
+    plan.check(&source.model.info.sha256)?.iter().for_each(|text| ui.notice(text));
+    Ok(())
+}
+
 /// Lays a plan over a model's chain and says what there is to notice about it.
-fn place(source: &Source, plan: &Plan, ui: &Ui) -> Result<PlacedPlan, Error> {
-    let placed = source.place(plan)?;
+fn place(source: &Source, plan: &GivenPlan, ui: &Ui) -> Result<PlacedPlan, Error> {
+    check_plan(source, plan, ui)?;
+    let placed = source.place(&plan.plan)?;
     source.plan_notices(&placed).iter().for_each(|text| ui.notice(text));
     Ok(placed)
 }

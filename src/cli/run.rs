@@ -9,8 +9,9 @@ use snlp::compare::{CompareError, Comparison, Tolerance, compare};
 use snlp::error::{Error, Kind};
 use snlp::feeds::feeds;
 use snlp::passes::ir::{DType, Tensor};
+use snlp::plan_file::GivenPlan;
 use snlp::runtime::StepTime;
-use snlp::source::{Source, parse_plan};
+use snlp::source::Source;
 use snlp::text;
 
 use super::backend::Backend;
@@ -98,7 +99,7 @@ impl Check {
 impl Run {
     /// Runs the command.
     pub fn run(self, common: &Common, ui: &Ui) -> Result<(), Error> {
-        let plan = self.plan.as_deref().map(parse_plan).transpose()?;
+        let plan = self.plan.as_deref().map(|p| GivenPlan::of(p, &self.model)).transpose()?;
         let source = read_model(&self.model, ui)?;
         self.check_files(&source)?;
         let graph = match &plan {

@@ -1,7 +1,7 @@
 //! A causal model taken forward token by token: with caches where a step could be derived, by computing the
 //! whole sequence again where not.
 
-use snlp_passes::ir::{Atom, DType, Dim, Graph, Node, Op, Tensor};
+use snlp_passes::ir::{DType, Graph, Tensor};
 use snlp_passes::plan::PlacedPlan;
 use snlp_passes::rewrite::{DecodeError, DecodeStep, POSITION, clean_up_exact, decode_step};
 
@@ -243,24 +243,4 @@ impl<'f> Decoder<'f> {
 
 fn internal(what: &dyn std::fmt::Display) -> Error {
     Error::new(Kind::Internal, what.to_string()).help("this is a defect of snlp: please report it")
-}
-
-/// The longest sequence that the model's tables of positions have room for, where it has any.
-pub fn longest(graph: &Graph) -> Option<usize> {
-    let tokens = token_input(graph).ok()?;
-    let length = graph.shape(graph.input(tokens)?)?.last()?.clone();
-    // A table cut to the length of the sequence: `min(length, its own)`.
-    let is_cut = |d: &Dim, table: &Dim| match &d.monomials()[..] {
-        [(1, atoms)] => match &atoms[..] {
-            [Atom::Min(a, b)] => (*a == length && b == table) || (*b == length && a == table),
-            _ => false,
-        },
-        _ => false,
-    };
-    let cut = |(_, node): (_, &Node)| {
-        let Op::Slice { axes, .. } = &node.op else { return None };
-        let (from, to) = (graph.shape(node.input(0)?)?, graph.shape(*node.outputs.first()?)?);
-        axes.iter().filter(|a| is_cut(&to[**a], &from[**a])).filter_map(|a| from[*a].known_size()).min()
-    };
-    graph.nodes().filter_map(cut).min()
 }

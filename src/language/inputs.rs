@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use snlp_passes::ir::{DType, Dim, Graph, GraphError, Op, Tensor, Type, ValueId};
-use snlp_passes::rewrite::{bindings_from, clean_up, instantiate};
+use snlp_passes::rewrite::{bindings_from, clean_up, fits, instantiate};
 
 use crate::error::Error;
 use crate::feeds::{convert, index_bounds, input_types};
@@ -72,6 +72,33 @@ pub fn token_feeds(graph: &Graph, ids: &Tensor) -> Result<Vec<(String, Tensor)>,
         out.push((name.to_string(), tensor));
     }
     Ok(out)
+}
+
+/// The longest sequence that the graph's own shapes and tables of positions allow, if that is at most
+/// `limit`: a length that is declared, or the last one at which the graph does not contradict itself.
+pub fn longest(graph: &Graph, limit: usize) -> Option<usize> {
+    let token = token_input(graph).ok()?;
+    let (_, ty) = input_types(graph).into_iter().find(|(name, _)| *name == token)?;
+    if let Some(fixed) = ty.shape.last()?.known_size() {
+        return (fixed <= limit).then_some(fixed);
+    }
+    let rows = ty.shape.first()?.known_size().unwrap_or(1);
+    let allows = |length: usize| {
+        let ids = Tensor::from_vec(vec![rows, length], vec![0i64; rows * length]).ok()?;
+        let feeds = token_feeds(graph, &ids).ok()?;
+        let shapes: Vec<(&str, &[usize])> = feeds.iter().map(|(n, t)| (n.as_str(), t.shape())).collect();
+        fits(graph, &bindings_from(graph, &shapes).ok()?).ok()
+    };
+    let (mut good, mut bad) = (1, limit.checked_add(1)?);
+    // Where not even one token fits, it is not the length that does not.
+    if allows(limit).is_some() || allows(good).is_none() {
+        return None;
+    }
+    while bad - good > 1 {
+        let middle = good + (bad - good) / 2;
+        if allows(middle).is_some() { good = middle } else { bad = middle }
+    }
+    Some(good)
 }
 
 /// What an input that goes with token ids holds.
@@ -225,7 +252,26 @@ pub fn logits_output(graph: &Graph) -> Result<(usize, &str), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use snlp_passes::ir::Dim;
+    use snlp_passes::ir::{Binary, Dim, Op};
+
+    #[test]
+    fn tables_of_positions_bound_the_length() {
+        // ids [batch, t] as floats + table[0..t]
+        let mut g = text_model(&[]);
+        let ids = g.inputs()[0];
+        let t = g.shape(ids).expect("typed")[1].clone();
+        let table = g.constant(Tensor::from_vec(vec![40], vec![0f32; 40]).expect("fits"));
+        let zero = g.add(Op::Dims { dims: vec![Dim::ZERO], scalar: false }, &[]).expect("typed");
+        let end = g.add(Op::Dims { dims: vec![t], scalar: false }, &[]).expect("typed");
+        let rows = g.add(Op::Slice { axes: vec![0], steps: vec![1] }, &[table, zero, end]);
+        let cast = g.add(Op::Cast { to: DType::F32 }, &[ids]).expect("typed");
+        let sum = g.add(Op::Binary(Binary::Add), &[cast, rows.expect("typed")]).expect("typed");
+        g.add_output("y", sum);
+        assert_eq!((longest(&g, 100), longest(&g, 40), longest(&g, 30)), (Some(40), None, None));
+        let mut g = Graph::new("g");
+        g.add_input("ids", Type::new(DType::I64, vec![Dim::symbol("batch"), 16i64.into()]));
+        assert_eq!(longest(&g, 100), Some(16));
+    }
 
     fn text_model(extra: &[(&str, DType)]) -> Graph {
         let mut g = Graph::new("g");
@@ -247,6 +293,7 @@ mod tests {
         let feeds = token_feeds(&g, &ids).expect("made");
         assert_eq!(feeds[0].1, ids);
         assert_eq!(feeds[1].1.dtype(), DType::F32);
+        assert_eq!(longest(&g, 100), None, "nothing bounds it");
         let g = text_model(&[("pixels", DType::F32)]);
         assert!(token_feeds(&g, &ids).expect_err("pixels").report().contains("'pixels'"));
     }

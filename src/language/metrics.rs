@@ -1,8 +1,8 @@
 //! Quality of a language model's logits: negative log-likelihood against targets, and how far one set
 //! of logits is from another.
 //!
-//! Logits are f32; everything computed from them is f64. Perplexity is the exponential of the mean over
-//! windows of the mean negative log-likelihood over a window's targets, in nats.
+//! Logits are f32; everything computed from them is f64. Perplexity is the exponential of the mean negative
+//! log-likelihood of the targets, in nats.
 
 /// Why measures could not be taken.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -67,6 +67,15 @@ pub struct Deviation {
 }
 
 impl Deviation {
+    /// Adds what was measured elsewhere.
+    pub fn join(&mut self, other: &Deviation) {
+        self.positions += other.positions;
+        self.kl += other.kl;
+        self.cosine += other.cosine;
+        self.agree += other.agree;
+        self.max_abs = self.max_abs.max(other.max_abs);
+    }
+
     /// Adds positions: `reference` and `logits` are `[positions, vocabulary]`, row-major.
     pub fn add(&mut self, reference: &[f32], logits: &[f32], vocabulary: usize) -> Result<(), MetricsError> {
         size("deviation", logits.len(), reference.len())?;

@@ -1,6 +1,7 @@
 //! What needs text or tokens: tokenizers, token windows, the inputs they become, the measures of a language
 //! model's quality, and generation.
 
+pub mod budget;
 pub mod decoder;
 pub mod generate;
 pub mod inputs;

@@ -5,6 +5,7 @@
 mod documents;
 mod errors;
 mod files;
+mod planning;
 mod plumbing;
 mod running;
 mod support;

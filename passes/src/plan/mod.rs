@@ -11,6 +11,7 @@
 //! [`PlacedPlan`], whose text is the normal form.
 
 mod parse;
+pub mod search;
 
 use std::fmt;
 

@@ -23,6 +23,12 @@ pub enum PlanError {
         /// The option.
         what: String,
     },
+    /// A plan that lies in a file, which is nothing that this language knows.
+    #[error("plan '{plan}' lies in a file, but only the text of a plan can be given here")]
+    File {
+        /// The text.
+        plan: String,
+    },
     /// More layers than the model has.
     #[error("plan '{plan}' covers {covered} layers but the model has {layers}")]
     TooManyLayers {
@@ -47,12 +53,8 @@ impl FromStr for Plan {
         match trimmed {
             "" => return Err(fail("empty; write 'sequential' or segments such as 's8 12xF2'".into())),
             "sequential" => return Ok(Plan::sequential()),
-            "auto" => return Err(PlanError::NotYet { plan: text.into(), what: "plan search (auto)".into() }),
-            file if file.ends_with(".toml") => {
-                return Err(PlanError::NotYet {
-                    plan: text.into(),
-                    what: "reading plans from a file".into(),
-                });
+            file if file == "auto" || file.ends_with(".toml") => {
+                return Err(PlanError::File { plan: text.into() });
             }
             _ => {}
         }
@@ -241,7 +243,10 @@ mod tests {
             assert!(error(alone).contains("stands alone"), "{alone}");
         }
         assert!(error("99999999999999999999*1xF2").contains("count"));
-        for later in ["auto", "plan.toml", "2xF1[init=warm]", "2xF1[surrogate=exact]"] {
+        for file in ["auto", "plan.toml"] {
+            assert!(error(file).contains("lies in a file"), "{file}");
+        }
+        for later in ["2xF1[init=warm]", "2xF1[surrogate=exact]"] {
             assert!(error(later).contains("not implemented yet"), "{later}");
         }
         let too_many = "12xF2".parse::<Plan>().unwrap().place(6).unwrap_err().to_string();

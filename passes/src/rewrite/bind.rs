@@ -65,6 +65,22 @@ pub enum BindError {
 
 /// The graph at the given sizes, cleaned: every symbol that an input declares must have one.
 pub fn bind(graph: &Graph, bindings: &Bindings) -> Result<Graph, BindError> {
+    let mut bound = substituted(graph, bindings)?;
+    settle_bound(&mut bound, &mut Notes::default())?;
+    Ok(bound)
+}
+
+/// Whether the graph contradicts itself at the given sizes: a table that is too short, shapes that do not
+/// broadcast. Nothing is computed, so sizes may be large.
+///
+/// # Errors
+/// As [`bind`].
+pub fn fits(graph: &Graph, bindings: &Bindings) -> Result<(), BindError> {
+    substituted(graph, bindings).map(drop)
+}
+
+/// The graph with numbers for symbols, every type inferred afresh.
+fn substituted(graph: &Graph, bindings: &Bindings) -> Result<Graph, BindError> {
     let missing: Vec<String> = free_symbols(graph)
         .into_iter()
         .filter(|s| !bindings.contains_key(s))
@@ -82,7 +98,6 @@ pub fn bind(graph: &Graph, bindings: &Bindings) -> Result<Graph, BindError> {
     for (output, value) in graph.outputs.iter().zip(values) {
         bound.add_output(&output.name, value);
     }
-    settle_bound(&mut bound, &mut Notes::default())?;
     Ok(bound)
 }
 

@@ -47,7 +47,7 @@ mod vectorize;
 mod views;
 
 pub use batch::reshape;
-pub use bind::{BindError, bind, bindings_from};
+pub use bind::{BindError, bind, bindings_from, fits};
 pub use decode::{DecodeError, DecodeStep, POSITION, decode_step};
 pub use driver::{CleanUpReport, apply_pass, clean_up, clean_up_exact};
 pub use instantiate::{StandsFor, instantiate};

@@ -11,6 +11,7 @@
 //! * The result is data: no GPU is touched.
 
 mod constants;
+mod cost;
 mod levels;
 mod lower;
 mod place;
@@ -22,6 +23,7 @@ use std::fmt;
 use snlp_passes::ir::{Graph, Op, Valid};
 
 pub use constants::{Constant, PIECE_ALIGN, Piece, PieceKey, packed_scalar_of, scalar_bytes, scalar_of};
+pub use cost::Profile;
 pub use plan::{
     Binding, HostStep, HostValue, IndexCheck, Input, Output, OutputSource, Place, Plan, Slot, Stats, Step,
     Upload, kernel_name,

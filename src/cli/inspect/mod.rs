@@ -11,12 +11,13 @@ use serde_json::{Value, json};
 use snlp::error::Error;
 use snlp::passes::ir::Type;
 use snlp::passes::plan::{PlacedPlan, Plan};
+use snlp::plan_file::GivenPlan;
 use snlp::source::{Source, metadata, parse_plan};
 use snlp::summary::{ChainSummary, Figures, dim_json};
 
 use super::output::{check_outputs, write_text};
 use super::ui::{self, Ui};
-use super::{Common, read_model};
+use super::{Common, check_plan, read_model};
 
 /// Say what a model is: inputs, outputs, the chain of layers, and what a plan makes of it
 ///
@@ -193,11 +194,14 @@ impl Inspect {
         if self.format == Format::Html {
             return Err(Error::not_yet("inspect --format html"));
         }
-        let plan = self.plan.as_deref().map(parse_plan).transpose()?;
+        let plan = self.plan.as_deref().map(|p| GivenPlan::of(p, &self.model)).transpose()?;
         let source = read_model(&self.model, ui)?;
+        if let Some(plan) = &plan {
+            check_plan(&source, plan, ui)?;
+        }
         let outputs: Vec<_> = self.output.iter().map(|p| ("-o", p.as_path())).collect();
         check_outputs(&outputs, &source.files(), Some("-o"))?;
-        let report = Report::new(source, plan.as_ref())?;
+        let report = Report::new(source, plan.as_ref().map(|p| &p.plan))?;
         let format = if self.json { Format::Json } else { self.format };
         let text = match format {
             Format::Json => ui::json_text(&report.json(self.explain)) + "\n",
