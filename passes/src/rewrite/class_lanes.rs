@@ -6,7 +6,7 @@ use super::batch;
 use super::escapes::Escape;
 use super::vectorize::{Batched, Lanes, VectorizeError};
 use crate::analysis::Mismatch;
-use crate::ir::{Binary, Dim, Graph, Op, Reduce, Tensor, ValueId};
+use crate::ir::{Binary, Dim, Graph, Op, Reduce, ValueId};
 
 /// A lane: a unit of the group and one of its layers.
 #[derive(Clone, Copy)]
@@ -109,63 +109,26 @@ impl ClassLanes<'_> {
         Ok(value)
     }
 
-    /// The lanes' results summed over each unit's layers and multiplied by `scale`.
-    pub(super) fn sum_per_unit(
+    /// The lanes' results summed over each unit's layers; none where units have different numbers of lanes.
+    fn sum_of_each(
         &self,
         graph: &mut Graph,
         result: Batched,
         units: usize,
-        scale: f64,
-    ) -> Result<Batched, VectorizeError> {
+    ) -> Result<Option<Batched>, VectorizeError> {
         let per_unit = self.members.len() as f64 / units as f64;
-        let size_at = |graph: &Graph, axis: usize| {
-            graph.shape(result.value).and_then(|s| s.get(axis)).and_then(Dim::known).unwrap_or(1)
-        };
-        match (self.layout, result.batched) {
-            (Layout::Ragged, _) => self.sum_ragged(graph, result, units, scale),
+        Ok(Some(match (self.layout, result.batched) {
+            (Layout::Ragged, _) => return Ok(None),
             // All lanes agree: a multiple instead of a sum.
-            (_, false) | (Layout::Single | Layout::Units, true) => {
-                scaled(graph, result, scale * if result.batched { 1.0 } else { per_unit })
-            }
-            (Layout::Layers, true) => {
-                let sum = reduce(graph, result.value, vec![0])?;
-                scaled(graph, Batched::shared(sum), scale)
-            }
+            (_, false) => scaled(graph, result, per_unit)?,
+            (Layout::Single | Layout::Units, true) => result,
+            (Layout::Layers, true) => Batched::shared(reduce(graph, result.value, vec![0])?),
             (Layout::Grid, true) => {
-                let lanes_differ = size_at(graph, 1) != 1;
-                let sum = reduce(graph, result.value, vec![1])?;
-                scaled(graph, Batched::lanes(sum), scale * if lanes_differ { 1.0 } else { per_unit })
+                let lanes_agree = graph.shape(result.value).is_some_and(|s| s.get(1) == Some(&Dim::ONE));
+                let sum = Batched::lanes(reduce(graph, result.value, vec![1])?);
+                scaled(graph, sum, if lanes_agree { per_unit } else { 1.0 })?
             }
-        }
-    }
-
-    /// As a product with the 0/1 matrix that says which lane belongs to which unit.
-    fn sum_ragged(
-        &self,
-        graph: &mut Graph,
-        result: Batched,
-        units: usize,
-        scale: f64,
-    ) -> Result<Batched, VectorizeError> {
-        let n = self.members.len();
-        let value = if result.batched { result.value } else { repeated(graph, result.value, n)? };
-        let lane: Vec<Dim> = graph.shape(value).map(|s| s[1..].to_vec()).unwrap_or_default();
-        let mut matrix = vec![0f32; units * n];
-        for (i, member) in self.members.iter().enumerate() {
-            matrix[member.unit * n + i] = scale as f32;
-        }
-        let dtype = graph.ty(value).map(|t| t.dtype);
-        let tensor = Tensor::from_vec(vec![units, n], matrix)
-            .map_err(|e| Mismatch::at_value(graph, value, e.to_string()))?;
-        let mut matrix = graph.constant(tensor);
-        if let Some(to) = dtype.filter(|d| *d != crate::ir::DType::F32) {
-            matrix = graph.add(Op::Cast { to }, &[matrix])?;
-        }
-        let flat = batch::reshape(graph, value, &[Dim::from(n), Dim::product(&lane)])?;
-        let sum = graph.add(Op::MatMul, &[matrix, flat])?;
-        let mut dims = vec![Dim::from(units)];
-        dims.extend(lane);
-        Ok(Batched::lanes(batch::reshape(graph, sum, &dims)?))
+        }))
     }
 
     /// The sum over the first `keep` layers of one unit, if this class has any among them.
@@ -211,6 +174,89 @@ impl ClassLanes<'_> {
     }
 }
 
+/// The results of all lanes of a group, class by class, summed over each unit's layers and multiplied by `scale`.
+///
+/// ```text
+///   class 0, units 0 2   r0 r1 ─┐ concat          gather
+///   class 1, units 1 3   r2 r3 ─┘ r0 r1 r2 r3 ──▶ r0 r2 r1 r3
+/// ```
+///
+/// Every unit has as many layers as the others, so those whose class not all units share are as many for each
+/// too: they are put in the units' order.
+pub(super) fn sum_per_unit(
+    graph: &mut Graph,
+    classes: &[ClassLanes<'_>],
+    results: &[Batched],
+    units: usize,
+    scale: f64,
+) -> Result<Option<Batched>, VectorizeError> {
+    let mut parts = vec![];
+    let mut ragged = vec![];
+    for (class, result) in classes.iter().zip(results) {
+        match class.sum_of_each(graph, *result, units)? {
+            Some(part) => parts.push(part),
+            None => ragged.push((class, *result)),
+        }
+    }
+    if !ragged.is_empty() {
+        parts.push(sum_of_ragged(graph, &ragged, units)?);
+    }
+    let mut sum: Option<Batched> = None;
+    for part in parts {
+        sum = Some(match sum {
+            None => part,
+            Some(sum) => {
+                let value = graph.add(Op::Binary(Binary::Add), &[sum.value, part.value])?;
+                Batched { value, batched: sum.batched || part.batched }
+            }
+        });
+    }
+    sum.map(|sum| scaled(graph, sum, scale)).transpose()
+}
+
+fn sum_of_ragged(
+    graph: &mut Graph,
+    results: &[(&ClassLanes<'_>, Batched)],
+    units: usize,
+) -> Result<Batched, VectorizeError> {
+    let mut values = vec![];
+    let mut lane: Option<Vec<Dim>> = None;
+    for (class, result) in results {
+        let value = if result.batched { result.value } else { repeated(graph, result.value, 1)? };
+        let own = graph.shape(value).and_then(|s| s.get(1..)).unwrap_or_default();
+        let common: Option<Vec<Dim>> = match &lane {
+            None => Some(own.to_vec()),
+            Some(lane) if lane.len() != own.len() => None,
+            Some(lane) => lane.iter().zip(own).map(|(a, b)| a.broadcast(b)).collect(),
+        };
+        let refused = || Mismatch::at_value(graph, value, "layers of one unit add different shapes");
+        lane = Some(common.ok_or_else(refused)?);
+        values.push((value, class.members.len()));
+    }
+    let lane = lane.unwrap_or_default();
+    let mut rows = vec![];
+    for (value, count) in values {
+        let dims: Vec<Dim> = std::iter::once(Dim::from(count)).chain(lane.iter().cloned()).collect();
+        rows.push(expanded(graph, value, &dims)?);
+    }
+    let all = match rows[..] {
+        [one] => one,
+        _ => graph.add(Op::Concat { axis: 0 }, &rows)?,
+    };
+    let of_rows: Vec<usize> =
+        results.iter().flat_map(|(class, _)| class.members.iter().map(|l| l.unit)).collect();
+    let mut order: Vec<i64> = (0..of_rows.len() as i64).collect();
+    order.sort_by_key(|row| of_rows[*row as usize]);
+    let ordered = take_rows(graph, all, &order)?;
+    let each = of_rows.len() / units;
+    if each == 1 {
+        return Ok(Batched::lanes(ordered));
+    }
+    let dims: Vec<Dim> = [units, each].map(Dim::from).into_iter().chain(lane).collect();
+    let grid = batch::reshape(graph, ordered, &dims)?;
+    Ok(Batched::lanes(reduce(graph, grid, vec![1])?))
+}
+
 fn layout(members: &[Lane], units: usize) -> (Layout, Vec<usize>) {
     let mut per_unit = vec![0usize; units];
     for lane in members {
@@ -234,6 +280,15 @@ pub(super) fn repeated(graph: &mut Graph, v: ValueId, n: usize) -> Result<ValueI
     dims[0] = Dim::from(n);
     let shape = graph.dims(&dims)?;
     Ok(graph.add(Op::Expand, &[row, shape])?)
+}
+
+/// The value broadcast to `dims`.
+pub(super) fn expanded(graph: &mut Graph, v: ValueId, dims: &[Dim]) -> Result<ValueId, VectorizeError> {
+    if graph.shape(v) == Some(dims) {
+        return Ok(v);
+    }
+    let shape = graph.dims(dims)?;
+    Ok(graph.add(Op::Expand, &[v, shape])?)
 }
 
 /// Rows of a value along axis 0: a slice where they are consecutive.

@@ -15,7 +15,7 @@ mod connections;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::class_lanes::{ClassLanes, Lane, repeated, take_rows};
+use super::class_lanes::{ClassLanes, Lane, repeated, sum_per_unit, take_rows};
 use super::escapes::Escape;
 use super::vectorize::{Batched, Lanes, OwnInputs, VectorizeError};
 use crate::analysis::{Chain, Event, Mismatch, Reach};
@@ -259,19 +259,12 @@ impl<'a> Group<'a> {
         e: usize,
         scale: f64,
     ) -> Result<(Batched, Vec<Batched>), VectorizeError> {
-        let mut sum: Option<Batched> = None;
         let mut results = Vec::new();
         for c in 0..self.classes.len() {
             let tuple = self.tuple(c, of, e);
-            let class = &mut self.classes[c];
-            let result = class.lanes.vectorize_result(graph, &tuple)?;
-            results.push(result);
-            let part = class.sum_per_unit(graph, result, self.units.len(), scale)?;
-            sum = Some(match sum {
-                None => part,
-                Some(sum) => add(graph, sum, part)?,
-            });
+            results.push(self.classes[c].lanes.vectorize_result(graph, &tuple)?);
         }
+        let sum = sum_per_unit(graph, &self.classes, &results, self.units.len(), scale)?;
         let output = self.context.chain.layers[self.classes[0].members[0].layer].output;
         let sum = sum.ok_or_else(|| Mismatch::at_value(graph, output, "a unit without layers"))?;
         Ok((sum, results))
@@ -347,20 +340,16 @@ impl<'a> Group<'a> {
         e: usize,
         state: ValueId,
     ) -> Result<ValueId, VectorizeError> {
-        let alone = Group::new(self.context, vec![self.units[unit]], self.own);
-        let mut mean: Option<Batched> = None;
-        for mut class in alone.classes {
+        let mut alone = Group::new(self.context, vec![self.units[unit]], self.own);
+        let mut results = vec![];
+        for class in &mut alone.classes {
             let states = class.members.iter().map(|l| self.state_value(l.layer, e)).collect();
             class.lanes.define(states, Batched::shared(state));
             let outputs: Vec<ValueId> =
                 class.members.iter().map(|l| self.event(l.layer, e).output()).collect();
-            let result = class.lanes.vectorize_result(graph, &outputs)?;
-            let part = class.sum_per_unit(graph, result, 1, 1.0 / self.fused as f64)?;
-            mean = Some(match mean {
-                None => part,
-                Some(mean) => add(graph, mean, part)?,
-            });
+            results.push(class.lanes.vectorize_result(graph, &outputs)?);
         }
+        let mean = sum_per_unit(graph, &alone.classes, &results, 1, 1.0 / self.fused as f64)?;
         Ok(mean.map_or(state, |m| m.value))
     }
 }

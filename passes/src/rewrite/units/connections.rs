@@ -11,8 +11,9 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::super::batch;
+use super::super::class_lanes::{expanded, sum_per_unit};
 use super::super::vectorize::{Batched, VectorizeError};
-use super::{Group, PartialTaps, add};
+use super::{Group, PartialTaps};
 use crate::analysis::{Connection, Event, Mismatch, Mixing, Transfer};
 use crate::ir::{Binary, Dim, Graph, Op, ValueId};
 
@@ -120,7 +121,7 @@ impl Group<'_> {
 
     /// The matrices of event `e`, `[units, tokens.., S, S]`; `None` where it leaves the streams alone.
     fn transfer_of(&mut self, graph: &mut Graph, e: usize) -> Result<Option<Batched>, VectorizeError> {
-        let mut sum: Option<Batched> = None;
+        let mut all = vec![];
         for c in 0..self.classes.len() {
             let layers: Vec<usize> = self.classes[c].members.iter().map(|l| l.layer).collect();
             let events: Vec<Event> = layers.iter().map(|l| self.event(*l, e)).collect();
@@ -146,22 +147,8 @@ impl Group<'_> {
                 let perm = (0..last - 1).chain([last, last - 1]).collect();
                 matrices.value = graph.add(Op::Transpose { perm }, &[matrices.value])?;
             }
-            let mean = 1.0 / self.fused as f64;
-            let reduced = self.classes[c].sum_per_unit(graph, matrices, self.units.len(), mean)?;
-            sum = Some(match sum {
-                None => reduced,
-                Some(sum) => add(graph, sum, reduced)?,
-            });
+            all.push(matrices);
         }
-        Ok(sum)
+        sum_per_unit(graph, &self.classes, &all, self.units.len(), 1.0 / self.fused as f64)
     }
-}
-
-/// The value broadcast to `dims`.
-fn expanded(graph: &mut Graph, v: ValueId, dims: &[Dim]) -> Result<ValueId, VectorizeError> {
-    if graph.shape(v) == Some(dims) {
-        return Ok(v);
-    }
-    let shape = graph.dims(dims)?;
-    Ok(graph.add(Op::Expand, &[v, shape])?)
 }
