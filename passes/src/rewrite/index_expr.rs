@@ -8,7 +8,7 @@
 //! a symbolic position: the index along axis `a` is a [`Dim`] (usually the symbol of that axis), and what
 //! comes out is a number, a condition, or a choice between two numbers. `None` wherever data comes in.
 
-use crate::ir::{Binary, DType, Dim, Graph, Node, Op, Symbol, Tensor, Unary, ValueId};
+use crate::ir::{Binary, DType, Dim, Graph, Node, Op, Reduce, Symbol, Tensor, Unary, ValueId};
 
 /// A condition on indices.
 #[derive(Clone, PartialEq, Debug)]
@@ -164,6 +164,7 @@ impl Reader<'_> {
                 self.value(x?, &inner, depth)
             }
             Op::Trilu { upper } => self.triangle(node, *upper, at, depth),
+            Op::Reduce { op: Reduce::Sum, axes, keepdims } => self.sum(x?, axes, *keepdims, at, depth),
             Op::Unary(Unary::Not) => match self.value(x?, at, depth)? {
                 Element::Truth(f) => Some(Element::Truth(f.not())),
                 _ => None,
@@ -188,6 +189,23 @@ impl Reader<'_> {
             }
             _ => None,
         }
+    }
+
+    /// A sum of integers that are equal along the axes.
+    fn sum(&self, x: ValueId, axes: &[usize], keepdims: bool, at: &[Dim], depth: usize) -> Option<Element> {
+        let ty = self.graph.ty(x)?;
+        let mut kept = at.iter().cloned();
+        let mut inner = vec![];
+        for axis in 0..ty.rank() {
+            let summed = axes.contains(&axis);
+            let given = if summed && !keepdims { None } else { kept.next() };
+            let any = || Dim::from(Symbol::new(&format!("\u{0}summed{axis}")));
+            inner.push(if summed { any() } else { given? });
+        }
+        let Element::Index(d) = self.value(x, &inner, depth)? else { return None };
+        let count = Dim::product(axes.iter().filter_map(|a| ty.shape.get(*a)));
+        let equal = d.symbols().iter().all(|s| !s.name().starts_with("\u{0}summed"));
+        (ty.dtype.is_int() && equal).then(|| Element::Index(d * count))
     }
 
     /// The element of an operand that broadcasts to the position's rank.

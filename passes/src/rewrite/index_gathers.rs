@@ -4,6 +4,7 @@
 //!   GatherND(mask [b, s], (i, j))  →  [b, 1, 1, s]        becomes  Reshape(mask → [b, 1, 1, s])
 //!   Gather(Reshape(mask → [b·s]), i·s + j)                becomes  the same
 //!   Gather(positions [n, d], Unsqueeze(Range(0, t)))      becomes  Unsqueeze(positions[0..t])
+//!   ScatterElements(cache [t, d], Range(0, t), x [t, d])  becomes  x
 //! ```
 //!
 //! Exporters write indexing with ranges so. Exact wherever the original is defined: an index out of range is
@@ -12,17 +13,20 @@
 use std::collections::HashSet;
 
 use super::index_expr::{Element, element, index_symbol, index_symbols};
-use super::matching::made_by;
+use super::matching::{made_by, same_type};
 use super::sweep::sweep_first;
 use super::views::{expressible, input_symbols};
 use super::{Fidelity, Notes, Pass};
-use crate::ir::{Dim, Graph, GraphError, NodeId, Op, Symbol, ValueId};
+use crate::ir::{Dim, Graph, GraphError, NodeId, Op, ScatterReduction, Symbol, ValueId};
 
 pub(crate) const PASS: Pass = Pass { name: "index-gathers", fidelity: Fidelity::Exact, apply };
 
 fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
     let symbols = input_symbols(graph);
     sweep_first(graph, |graph, id| {
+        if let Some(updates) = overwritten(graph, id) {
+            return Ok(Some(updates));
+        }
         let Some(found) = by_position(graph, id).or_else(|| of_rows(graph, id)) else { return Ok(None) };
         built(graph, id, found, &symbols)
     })
@@ -112,6 +116,18 @@ fn strides(position: &Dim, shape: &[Dim], rank: usize) -> Option<Vec<usize>> {
         axes.push(axis);
     }
     (rest == Dim::ZERO).then_some(axes)
+}
+
+/// What ScatterElements writes, where that is every element in its own place.
+fn overwritten(graph: &Graph, id: NodeId) -> Option<ValueId> {
+    let node = graph.node(id)?;
+    let Op::ScatterElements { axis, reduction: ScatterReduction::None } = node.op else { return None };
+    let (data, indices, updates) = (node.input(0)?, node.input(1)?, node.input(2)?);
+    if !same_type(graph, data, updates) || graph.shape(indices)? != graph.shape(data)? {
+        return None;
+    }
+    let at = index_symbols(graph.shape(data)?.len());
+    (element(graph, indices, &at)? == Element::Index(at.get(axis)?.clone())).then_some(updates)
 }
 
 /// Gather along one axis at `start + i`: a slice.
@@ -241,6 +257,35 @@ mod tests {
         g.add_output("y", y);
         let (clean, _) = after(&g, &PASS);
         assert_eq!((count(&clean, "Gather"), count(&clean, "Slice")), (0, 1));
+    }
+
+    #[test]
+    fn what_is_written_over_whole_is_not_read() {
+        // The position of the first token is counted, as masks of ones are: n - n = 0.
+        for (first, times) in [(0, 1), (1, 1), (0, 2)] {
+            let mut g = Graph::new("scatter");
+            let x = g.add_input("x", f32s(&[-1, 4]));
+            let cache = g.un(Unary::Neg, x);
+            let (n, shape) = (g.dims(&[size(-1)]).unwrap(), g.dims(&[size(-1), 4i64.into()]).unwrap());
+            let ones = g.op(Op::ConstantOfShape { value: crate::ir::Tensor::scalar(1i64) }, &[n]);
+            let sum = Op::Reduce { op: crate::ir::Reduce::Sum, axes: vec![0], keepdims: true };
+            let counted = g.op(sum, &[ones]);
+            let start = g.bin(Binary::Sub, counted, n);
+            let at = range(&mut g, first, &size(-1), &[1]);
+            let at = g.bin(Binary::Add, at, start);
+            let factor = g.scalar(times as i64);
+            let at = g.bin(Binary::Mul, at, factor);
+            let at = g.op(Op::Expand, &[at, shape]);
+            let scatter = Op::ScatterElements { axis: 0, reduction: ScatterReduction::None };
+            let y = g.op(scatter, &[cache, at, x]);
+            let y = g.un(Unary::Exp, y);
+            g.add_output("y", y);
+            let mut clean = g.clone();
+            apply(&mut clean, &mut Notes::default()).unwrap();
+            clean.remove_dead();
+            let gone = count(&clean, "ScatterElements") == 0;
+            assert_eq!(gone, first == 0 && times == 1, "from {first}, times {times}");
+        }
     }
 
     #[test]
