@@ -1,9 +1,11 @@
 """Compares `snlp generate` with a loop of ONNX Runtime over whole sequences, token for token.
 
     python tests/python/generated.py --snlp target/release/snlp [--tokens N] [--plan PLAN]... MODEL.onnx...
+    python tests/python/generated.py --snlp target/release/snlp --windows W.npz --prompts 50 --tokens 64 \\
+        --speculate 6xF1 --draft 2 --draft 4 MODEL.onnx
 
 Plans are compared with the converted model. Caches of exports with past are empty in the loop, so that it
-computes every sequence anew. Exit code 1 when a token differs.
+computes every sequence anew. Speculation is compared with the sequential model. Exit code 1 when a token differs.
 """
 
 import argparse
@@ -48,44 +50,93 @@ def greedy(path, prompt, count):
     return ids[len(prompt):]
 
 
+def prompts(args):
+    if args.windows is None:
+        return PROMPTS
+    windows = next(iter(np.load(args.windows).values()))
+    return [row[: args.length].tolist() for row in windows[: args.prompts]]
+
+
+def generated(args, model, prompt, *more):
+    words = [args.snlp, "generate", model, "--prompt-ids", ",".join(map(str, prompt)), "-n", str(args.tokens),
+             "--json", "--ignore-eos", "--backend", args.backend, *more]
+    done = subprocess.run(words, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip()[-300:])
+    return json.loads(done.stdout), done.stderr.strip()[-160:]
+
+
+class Tally:
+    """How many texts agreed, by what made them."""
+
+    def __init__(self, what):
+        self.what, self.same, self.all, self.notes = what, 0, 0, []
+
+    def add(self, found, expected):
+        self.all += 1
+        self.same += found == expected
+        if found != expected:
+            at = next(i for i, (a, b) in enumerate(zip(found, expected)) if a != b)
+            self.notes.append(f"prompt {self.all - 1}, token {at}: {found[at]} instead of {expected[at]}")
+
+    def close(self, more=""):
+        ok = self.same == self.all
+        print(f"{'ok  ' if ok else 'FAIL'}  {self.what}: {self.same} of {self.all} texts {more}", flush=True)
+        for note in self.notes:
+            print(f"      {note}", flush=True)
+        return not ok
+
+
+def plan_of(args, model, plan, folder):
+    if plan == "sequential":
+        return model
+    reference = os.path.join(folder, "converted.onnx")
+    done = subprocess.run([args.snlp, "convert", model, "-o", reference, "--plan", plan, "--inline"],
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip()[-200:])
+    return reference
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--snlp", required=True)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--plan", action="append", default=[])
+    parser.add_argument("--speculate", action="append", default=[], metavar="PLAN")
+    parser.add_argument("--draft", action="append", default=[], metavar="B")
+    parser.add_argument("--windows", metavar="W.npz", help="prompts are the beginnings of these windows")
+    parser.add_argument("--prompts", type=int, default=10, help="how many of them")
+    parser.add_argument("--length", type=int, default=16, help="tokens of each")
     parser.add_argument("--backend", default="gpu")
     parser.add_argument("models", nargs="+")
     args = parser.parse_args()
     failures = 0
     for model in args.models:
+        texts = {}
         for plan in ["sequential"] + args.plan:
-            with tempfile.TemporaryDirectory() as folder:
-                reference = model
-                if plan != "sequential":
-                    reference = os.path.join(folder, "converted.onnx")
-                    done = subprocess.run([args.snlp, "convert", model, "-o", reference, "--plan", plan, "--inline"],
-                                          capture_output=True, text=True)
-                    if done.returncode:
-                        print(f"--    {model} {plan}: {done.stderr.strip()[-200:]}", flush=True)
-                        continue
-                for prompt in PROMPTS:
-                    words = [args.snlp, "generate", model, "--plan", plan, "--prompt-ids", ",".join(map(str, prompt)),
-                             "-n", str(args.tokens), "--json", "--ignore-eos", "--backend", args.backend]
-                    done = subprocess.run(words, capture_output=True, text=True)
-                    if done.returncode:
-                        print(f"FAIL  {model} {plan}: {done.stderr.strip()[-300:]}", flush=True)
-                        failures += 1
-                        break
-                    found = json.loads(done.stdout)
-                    expected = greedy(reference, prompt, args.tokens)
-                    same = found["tokens"] == expected
-                    failures += not same
-                    form = "cached" if found["cached"] else "WHOLE "
-                    why = "" if found["cached"] else done.stderr.strip()[-160:]
-                    print(f"{'ok  ' if same else 'FAIL'}  {form} {model} {plan} {prompt[:2]} {why}", flush=True)
-                    if not same:
-                        at = next(i for i, (a, b) in enumerate(zip(found["tokens"], expected)) if a != b)
-                        print(f"      token {at}: {found['tokens'][at]} instead of {expected[at]}", flush=True)
+            tally, forms = Tally(f"{model} {plan}"), set()
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    reference = plan_of(args, model, plan, folder)
+                    texts[plan] = [greedy(reference, prompt, args.tokens) for prompt in prompts(args)]
+                for prompt, expected in zip(prompts(args), texts[plan]):
+                    found, why = generated(args, model, prompt, "--plan", plan)
+                    forms.add("cached" if found["cached"] else f"computed anew: {why}")
+                    tally.add(found["tokens"], expected)
+            except RuntimeError as error:
+                forms.add(str(error))
+                tally.all += 1
+            failures += tally.close(" ".join(forms))
+        for plan in args.speculate:
+            for size in args.draft or ["4"]:
+                tally, accepted, drafted = Tally(f"{model} --speculate '{plan}' --draft {size}"), 0, 0
+                for prompt, expected in zip(prompts(args), texts["sequential"]):
+                    found, _ = generated(args, model, prompt, "--speculate", plan, "--draft", size)
+                    accepted += found["speculation"]["accepted"]
+                    drafted += found["speculation"]["drafted"]
+                    tally.add(found["tokens"], expected)
+                failures += tally.close(f"{accepted} of {drafted} drafts accepted")
     sys.exit(failures > 0)
 
 
