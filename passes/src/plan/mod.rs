@@ -37,8 +37,13 @@ pub enum SurrogateChoice {
     Identity,
     /// What the skip path does to the state.
     Transfer,
+    /// An estimate of the Jacobian's diagonal by Hutchinson probes: several more evaluations in each iteration.
+    Diagonal,
     /// Zero: plain fixed-point iteration.
     Jacobi,
+    /// The Jacobian itself, by differences along each correction: as many evaluations one after the other as
+    /// there are units, so of use for comparison alone.
+    Exact,
 }
 
 /// What a state read from inside a fused unit becomes (METHOD §4).
@@ -248,7 +253,9 @@ impl fmt::Display for Parallel {
             SurrogateChoice::Auto => {}
             SurrogateChoice::Identity => options.push("surrogate=identity".into()),
             SurrogateChoice::Transfer => options.push("surrogate=transfer".into()),
+            SurrogateChoice::Diagonal => options.push("surrogate=diagonal".into()),
             SurrogateChoice::Jacobi => options.push("surrogate=jacobi".into()),
+            SurrogateChoice::Exact => options.push("surrogate=exact".into()),
         }
         if self.elk != 0.0 {
             options.push(format!("elk={}", self.elk));

@@ -164,9 +164,9 @@ fn apply(p: &mut Parallel, option: &str) -> Result<(), Reject> {
         ("surrogate", "identity") => p.surrogate = SurrogateChoice::Identity,
         ("surrogate", "transfer") => p.surrogate = SurrogateChoice::Transfer,
         ("surrogate", "jacobi") => p.surrogate = SurrogateChoice::Jacobi,
-        ("init", "preheat" | "warm") | ("surrogate", "diagonal" | "exact") => {
-            return Err(Reject::NotYet(option.into()));
-        }
+        ("surrogate", "diagonal") => p.surrogate = SurrogateChoice::Diagonal,
+        ("surrogate", "exact") => p.surrogate = SurrogateChoice::Exact,
+        ("init", "preheat" | "warm") => return Err(Reject::NotYet(option.into())),
         ("elk", a) => match a.parse::<f64>() {
             Ok(a) if (0.0..=1.0).contains(&a) => p.elk = a,
             _ => return Err(format!("elk={a} is not a number from 0 to 1").into()),
@@ -246,7 +246,7 @@ mod tests {
         for file in ["auto", "plan.toml"] {
             assert!(error(file).contains("lies in a file"), "{file}");
         }
-        for later in ["2xF1[init=warm]", "2xF1[surrogate=exact]"] {
+        for later in ["2xF1[init=warm]", "2xF1[init=preheat]"] {
             assert!(error(later).contains("not implemented yet"), "{later}");
         }
         let too_many = "12xF2".parse::<Plan>().unwrap().place(6).unwrap_err().to_string();

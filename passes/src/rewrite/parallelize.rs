@@ -13,7 +13,11 @@
 //! The graph is rewritten in place: everything that read the segment's last state reads `s_C` instead,
 //! and the original layers die.
 
+mod measured;
+
 use std::collections::{BTreeMap, HashMap};
+
+use measured::Measured;
 
 use super::PassError;
 use super::driver::clean_up_exact;
@@ -22,7 +26,7 @@ use super::units::{Evaluated, PartialTaps, SegmentContext, Wanted, evaluate};
 use super::vectorize::{Batched, OwnInputs, VectorizeError};
 use crate::analysis::{Cache, Chain, Matrix, Mismatch, Tap, Transfer, state_dependent};
 use crate::ir::{
-    Binary, Correction, CorrectionForm, Graph, GraphError, Invalid, Op, Tensor, ValueId, validate,
+    Binary, Correction, CorrectionForm, DType, Graph, GraphError, Invalid, Op, Tensor, ValueId, validate,
 };
 use crate::plan::{Init, KvCache, Parallel, PlacedPlan, Segment, SurrogateChoice, TapRule};
 
@@ -46,7 +50,8 @@ pub struct SegmentReport {
     pub units: Vec<Vec<usize>>,
     /// Layers that were evaluated as one batch, by class.
     pub batches: Vec<Vec<usize>>,
-    /// What stands for the Jacobian: `identity`, `transfer`, `jacobi`, or `none` for a single unit.
+    /// What stands for the Jacobian: `identity`, `transfer`, `diagonal`, `jacobi`, `exact`, or `none` for a
+    /// single unit.
     pub surrogate: &'static str,
 }
 
@@ -138,6 +143,10 @@ enum Surrogate {
     TokenMixing {
         damping: f64,
     },
+    Measured {
+        kind: Measured,
+        damping: f64,
+    },
     None,
 }
 
@@ -195,6 +204,8 @@ impl Rewrite<'_> {
             _ if p.units == 1 => "none",
             Surrogate::Identity { .. } => "identity",
             Surrogate::Transfer { .. } | Surrogate::TokenMixing { .. } => "transfer",
+            Surrogate::Measured { kind: Measured::Exact, .. } => "exact",
+            Surrogate::Measured { kind: Measured::Diagonal, .. } => "diagonal",
             Surrogate::None => "jacobi",
         };
         Ok(SegmentReport { segment: *p, units, batches: batches.into_values().collect(), surrogate })
@@ -228,6 +239,8 @@ impl Rewrite<'_> {
             SurrogateChoice::Identity => false,
             SurrogateChoice::Transfer => true,
             SurrogateChoice::Jacobi => return Ok(Surrogate::None),
+            SurrogateChoice::Diagonal => return self.measured(Measured::Diagonal, damping, units),
+            SurrogateChoice::Exact => return self.measured(Measured::Exact, damping, units),
         };
         if !transfer {
             return Ok(Surrogate::Identity { damping });
@@ -241,6 +254,25 @@ impl Rewrite<'_> {
             factors.push(self.unit_factor(unit)?);
         }
         Ok(Surrogate::Transfer { factors, damping })
+    }
+
+    fn measured(
+        &self,
+        kind: Measured,
+        damping: f64,
+        units: &[Vec<usize>],
+    ) -> Result<Surrogate, VectorizeError> {
+        let input = self.chain.layers[units[0][0]].input;
+        let refuse = |reason: &str| Err(Mismatch::at_value(&self.graph, input, reason).into());
+        if self.graph.ty(input).is_some_and(|t| t.dtype.bytes(1) < DType::F32.bytes(1)) {
+            return refuse("differences of the layers need states of float32");
+        }
+        if self.chain.caches.iter().any(|c| units.iter().flatten().any(|l| *l == c.layer)) {
+            return refuse(
+                "differences of the layers would need caches of their own: use an export without past",
+            );
+        }
+        Ok(Surrogate::Measured { kind, damping })
     }
 
     /// The product over the skip path's maps of the mean over the unit's layers.
@@ -434,6 +466,9 @@ impl Solver<'_> {
         let matrix = match self.surrogate {
             Surrogate::None => {
                 return if last_only { self.row(graph, f, self.count() - 1) } else { Ok(f) };
+            }
+            Surrogate::Measured { kind, damping } => {
+                return self.correct_measured(graph, f, old, (*kind, *damping), last_only);
             }
             Surrogate::Identity { damping } if *damping == 1.0 => None,
             Surrogate::Identity { damping } => {

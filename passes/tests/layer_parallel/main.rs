@@ -16,6 +16,7 @@ mod caches;
 mod chain;
 mod correction;
 mod hyper;
+mod measured;
 mod plans;
 mod reference;
 mod sharing;

@@ -12,7 +12,7 @@ use snlp_passes::rewrite::{ParallelizeError, clean_up, parallelize};
 
 use crate::build::build;
 use crate::reference::{forward, largest_state};
-use crate::spec::{Model, Placement, Spec, fit, segments, specs};
+use crate::spec::{Activation, Model, Placement, Spec, fit, segments, specs};
 use crate::{agree, cases, run, text};
 
 type Outputs = BTreeMap<String, Vec<f64>>;
@@ -170,7 +170,7 @@ fn sequential_plans_change_nothing() {
 
 #[test]
 fn one_unit_per_layer_and_as_many_iterations_are_sequential() {
-    let options = (0u8..4, any::<bool>(), 0.0f64..0.9, 0usize..4);
+    let options = (0u8..6, any::<bool>(), 0.0f64..0.9, 0usize..4);
     cases(64, &(specs(6), options), |(spec, (surrogate, batch, elk, prefix))| {
         let prepared = Prepared::new(&spec);
         let units = spec.layers.len() - prefix.min(spec.layers.len() - 1);
@@ -181,11 +181,36 @@ fn one_unit_per_layer_and_as_many_iterations_are_sequential() {
         p.surrogate = match surrogate {
             0 => SurrogateChoice::Jacobi,
             1 if spec.placement == Placement::Pre => SurrogateChoice::Transfer,
+            2 => SurrogateChoice::Diagonal,
+            3 => SurrogateChoice::Exact,
             _ => SurrogateChoice::Auto,
         };
         let plan = [Segment::Parallel(p)];
         let sequential = run(&prepared.graph, &prepared.inputs);
         prepared.check("against sequential", &sequential, &prepared.outputs(&plan)?)
+    });
+}
+
+/// Differences along the correction at a step that suits f32, against finer ones: of smooth layers, in f64.
+#[test]
+fn exact_corrections_are_newton_s() {
+    let options = (1usize..=3, 1usize..=2, any::<bool>(), 0.0f64..0.5, any::<bool>());
+    cases(48, &(specs(6), options), |(mut spec, (k, fused, batch, elk, avg))| {
+        spec.dtype = DType::F64;
+        spec.activation = Activation::GeluErf;
+        let layers = spec.layers.len();
+        let fused = if layers >= 2 * fused { fused } else { 1 };
+        let mut p = Parallel::new(layers / fused, fused);
+        (p.iterations, p.elk, p.avg) = (k, elk, avg);
+        p.init = if batch { Init::BatchForward } else { Init::H0 };
+        p.surrogate = SurrogateChoice::Exact;
+        let plan = [Segment::Parallel(p)];
+        if refusal(&spec, &plan).is_some() {
+            return Ok(());
+        }
+        let prepared = Prepared::new(&spec);
+        let (expected, actual) = (forward(&prepared.model, &plan), prepared.outputs(&plan)?);
+        agree("exact", &expected, &actual, 1e-4).map_err(TestCaseError::fail)
     });
 }
 

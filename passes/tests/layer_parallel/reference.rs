@@ -81,9 +81,13 @@ fn solve(model: &Model, p: &Parallel, first: usize, states: &mut [State]) {
             (0..p.units).map(|j| unit(model, &unit_layers(j), &s[j], p.avg, p.fused).0).collect();
         let mut corrected = vec![h.clone()];
         for j in 1..=p.units {
-            let a = (1.0 - p.elk) * surrogate(model, p, &unit_layers(j - 1));
-            let moved = corrected[j - 1].iter().zip(&s[j - 1]).map(|(new, old)| a * (new - old));
-            corrected.push(f[j - 1].iter().zip(moved).map(|(f, m)| f + m).collect());
+            let moved: State = corrected[j - 1].iter().zip(&s[j - 1]).map(|(new, old)| new - old).collect();
+            let change: State = match p.surrogate {
+                SurrogateChoice::Exact => along(model, p, &unit_layers(j - 1), &s[j - 1], &moved),
+                _ => moved.iter().map(|m| surrogate(model, p, &unit_layers(j - 1)) * m).collect(),
+            };
+            let sum = f[j - 1].iter().zip(change).map(|(f, c)| f + (1.0 - p.elk) * c);
+            corrected.push(sum.collect());
         }
         if k == p.iterations {
             for j in 0..p.units {
@@ -101,6 +105,17 @@ fn solve(model: &Model, p: &Parallel, first: usize, states: &mut [State]) {
         }
         s = corrected;
     }
+}
+
+/// The Jacobian of a unit times a direction, by central differences.
+fn along(model: &Model, p: &Parallel, layers: &[usize], s: &State, direction: &State) -> State {
+    let length = direction.iter().fold(0.0, |m: f64, x| m.max(x.abs())).max(1e-12);
+    let step = 1e-5 / length;
+    let at = |sign: f64| {
+        let moved: State = s.iter().zip(direction).map(|(s, d)| s + sign * step * d).collect();
+        unit(model, layers, &moved, p.avg, p.fused).0
+    };
+    at(1.0).iter().zip(at(-1.0)).map(|(a, b)| (a - b) / (2.0 * step)).collect()
 }
 
 /// The factor that stands for the Jacobian of a unit.
