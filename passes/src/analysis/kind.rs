@@ -95,7 +95,7 @@ fn scores(graph: &Graph, v: ValueId, nodes: &HashSet<NodeId>, reach: &Reach) -> 
         };
         let Some(node) = graph.node(id) else { continue };
         let product = match &node.op {
-            Op::MatMul | Op::Einsum { .. } => true,
+            Op::MatMul | Op::MatMulInteger | Op::Einsum { .. } => true,
             Op::Opaque(o) => o.op_type.contains("MatMul"),
             _ => false,
         };

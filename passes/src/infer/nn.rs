@@ -1,6 +1,6 @@
 //! Normalisation, windows, attention and the corrections.
 
-use super::context::{Context, agree, axis_within, broadcast, broadcasts_to, fail, may_equal};
+use super::context::{Context, agree, axis_within, broadcast, broadcasts_to, fail, may_equal, same_dtype};
 use super::{Answer, InferError, Inferred, one};
 use crate::ir::{Correction, CorrectionForm, DType, Dim, Op, Rotary, RotaryTable, Type, Window};
 
@@ -218,6 +218,9 @@ fn correction(cx: &mut Context<'_, '_>, correction: &Correction) -> Result<Infer
         CorrectionForm::Linear { .. } | CorrectionForm::Scan { .. } => cx.ty(2, "t")?,
     };
     let Some(f) = f else { return Ok(Inferred::unknown()) };
+    for other in [s, t].into_iter().flatten() {
+        same_dtype(f, other)?;
+    }
     let Some((units, unit_shape)) = f.shape.split_first() else { return fail("f has rank 0") };
     if let Some(s) = s {
         let whole = if s.rank() == f.rank() { &f.shape[..] } else { unit_shape };

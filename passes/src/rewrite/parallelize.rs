@@ -479,8 +479,12 @@ impl Solver<'_> {
                 let Some(mut a) = out.transfers else {
                     return Err(Mismatch::at_value(graph, f, "the mixing of the streams is not known").into());
                 };
+                // Mixing may be computed more finely than the state.
+                let dtype = graph.ty(f).map_or(DType::F32, |t| t.dtype);
+                if graph.ty(a).is_some_and(|t| t.dtype != dtype) {
+                    a = graph.add(Op::Cast { to: dtype }, &[a])?;
+                }
                 if *damping != 1.0 {
-                    let dtype = graph.ty(a).map_or(crate::ir::DType::F32, |t| t.dtype);
                     let factor = graph.float_scalar(dtype, *damping);
                     a = graph.add(Op::Binary(Binary::Mul), &[a, factor])?;
                 }

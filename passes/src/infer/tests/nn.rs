@@ -110,4 +110,6 @@ fn corrections_keep_or_drop_the_units() {
     assert_eq!(linear(4, Some("f32[6, 6]")), "error: t is [6, 6], not [24, 24]");
     assert_eq!(linear(3, Some("f32[18, 18]")), "error: streams: of 4 with 3");
     assert_eq!(linear(4, None), "error: operand 2 (t) is missing");
+    assert_eq!(linear(4, Some("f16[24, 24]")), "error: operands are f32 and f16");
+    assert_eq!(result(prefix(true), &[f(), x("f64[b, t, 64]")]), "error: operands are f32 and f64");
 }
