@@ -15,7 +15,7 @@ use snlp::text;
 use super::backend::Backend;
 use super::evaluate::{Evaluation, whole_windows};
 use super::html::{Heat, Point, Report};
-use super::measure::{Measured, batch_size, check_windows, vocabulary};
+use super::measure::{Measured, batch_of};
 use super::output::{check_outputs, write_text};
 use super::ui::{self, Table, Ui};
 use super::windows::WindowArgs;
@@ -68,13 +68,8 @@ impl Eval {
             check_plan(&source, plan, ui)?;
             placed.push(source.place(&plan.plan)?);
         }
-        let batch = batch_size(
-            &windows,
-            vocabulary(&source).map_err(|e| e.about(&self.model))?,
-            self.batch.map(|b| b as usize),
-        );
         // Everything about the windows is checked before a device is opened.
-        check_windows(&source, &windows)?;
+        let batch = batch_of(&source, &windows, self.batch)?;
         let mut graphs = vec![whole_windows(&source, &source.place(&Plan::sequential())?)?];
         for plan in &placed {
             graphs.push(whole_windows(&source, plan)?);

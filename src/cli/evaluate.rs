@@ -1,7 +1,7 @@
 //! Plans of one model evaluated together: what they share is computed once.
 
 use snlp::error::{Error, Kind};
-use snlp::language::inputs::{logits_output, token_feeds};
+use snlp::language::inputs::{logits_alone, logits_output, token_feeds};
 use snlp::language::windows::Windows;
 use snlp::passes::ir::Graph;
 use snlp::passes::plan::PlacedPlan;
@@ -30,12 +30,8 @@ pub struct Evaluation<'a> {
 /// The model under a plan, with its logits as its only output. Whole windows are evaluated at once: nothing
 /// is kept from one to the next, and no cache is wanted.
 pub fn whole_windows(source: &Source, plan: &PlacedPlan) -> Result<Graph, Error> {
-    let (at, _) = logits_output(&source.graph).map_err(|e| e.about(&source.path))?;
     let plan = plan.clone().settle_caches(|_| false);
-    let mut graph = source.rewrite(&plan)?.graph;
-    graph.outputs = graph.outputs.get(at).cloned().into_iter().collect();
-    graph.remove_dead();
-    Ok(graph)
+    logits_alone(source.rewrite(&plan)?.graph).map_err(|e| e.about(&source.path))
 }
 
 impl Evaluation<'_> {

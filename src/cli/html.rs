@@ -267,7 +267,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
 }
 
 /// A number with as few digits as tell it.
-fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     let text = format!("{value:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_string()
 }

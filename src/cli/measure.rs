@@ -210,6 +210,13 @@ fn score(
     Ok(logits)
 }
 
+/// How many windows run at once, of windows that fit the model.
+pub fn batch_of(source: &Source, windows: &Windows, asked: Option<u32>) -> Result<usize, Error> {
+    let vocabulary = vocabulary(source).map_err(|e| e.about(&source.path))?;
+    check_windows(source, windows)?;
+    Ok(batch_size(windows, vocabulary, asked.map(|n| n as usize)))
+}
+
 /// Refuses windows that do not fit the model's inputs, or hold tokens that it does not have.
 pub fn check_windows(source: &Source, windows: &Windows) -> Result<(), Error> {
     let all = windows.batch(0..windows.count());

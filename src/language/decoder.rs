@@ -5,7 +5,7 @@ use snlp_passes::ir::{DType, Graph, Tensor};
 use snlp_passes::plan::PlacedPlan;
 use snlp_passes::rewrite::{DecodeError, DecodeStep, POSITION, clean_up_exact, decode_step};
 
-use super::inputs::{logits_output, token_feeds, token_input};
+use super::inputs::{logits_alone, logits_output, token_feeds, token_input};
 use crate::error::{Error, Kind};
 use crate::feeds::convert;
 use crate::source::Source;
@@ -83,15 +83,6 @@ impl Stepper {
         };
         self.states.iter().filter_map(|(before, _)| bytes(before)).sum()
     }
-}
-
-/// The graph with no output but the logits.
-fn logits_alone(mut graph: Graph) -> Result<Graph, Error> {
-    let (at, _) = logits_output(&graph)?;
-    let logits = graph.outputs.swap_remove(at);
-    graph.outputs = vec![logits];
-    graph.remove_dead();
-    Ok(graph)
 }
 
 /// Rows of logits.

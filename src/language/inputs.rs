@@ -78,11 +78,11 @@ pub fn token_feeds(graph: &Graph, ids: &Tensor) -> Result<Vec<(String, Tensor)>,
 /// `limit`: a length that is declared, or the last one at which the graph does not contradict itself.
 pub fn longest(graph: &Graph, limit: usize) -> Option<usize> {
     let token = token_input(graph).ok()?;
-    let (_, ty) = input_types(graph).into_iter().find(|(name, _)| *name == token)?;
-    if let Some(fixed) = ty.shape.last()?.known_size() {
+    let shape = graph.shape(graph.input(token)?)?;
+    if let Some(fixed) = shape.last()?.known_size() {
         return (fixed <= limit).then_some(fixed);
     }
-    let rows = ty.shape.first()?.known_size().unwrap_or(1);
+    let rows = shape.first()?.known_size().unwrap_or(1);
     let allows = |length: usize| {
         let ids = Tensor::from_vec(vec![rows, length], vec![0i64; rows * length]).ok()?;
         let feeds = token_feeds(graph, &ids).ok()?;
@@ -247,6 +247,18 @@ pub fn logits_output(graph: &Graph) -> Result<(usize, &str), Error> {
         Error::input("no output of the model holds logits [batch, sequence, vocabulary]")
             .help("eval measures language models with a head")
     })
+}
+
+/// The graph with no output but the logits.
+///
+/// # Errors
+/// As [`logits_output`].
+pub fn logits_alone(mut graph: Graph) -> Result<Graph, Error> {
+    let (at, _) = logits_output(&graph)?;
+    let logits = graph.outputs.swap_remove(at);
+    graph.outputs = vec![logits];
+    graph.remove_dead();
+    Ok(graph)
 }
 
 #[cfg(test)]

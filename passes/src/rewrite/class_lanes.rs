@@ -239,15 +239,9 @@ fn sum_of_ragged(
         let dims: Vec<Dim> = std::iter::once(Dim::from(count)).chain(lane.iter().cloned()).collect();
         rows.push(expanded(graph, value, &dims)?);
     }
-    let all = match rows[..] {
-        [one] => one,
-        _ => graph.add(Op::Concat { axis: 0 }, &rows)?,
-    };
     let of_rows: Vec<usize> =
         results.iter().flat_map(|(class, _)| class.members.iter().map(|l| l.unit)).collect();
-    let mut order: Vec<i64> = (0..of_rows.len() as i64).collect();
-    order.sort_by_key(|row| of_rows[*row as usize]);
-    let ordered = take_rows(graph, all, &order)?;
+    let ordered = in_order(graph, &rows, &of_rows)?;
     let each = of_rows.len() / units;
     if each == 1 {
         return Ok(Batched::lanes(ordered));
@@ -271,6 +265,24 @@ fn layout(members: &[Lane], units: usize) -> (Layout, Vec<usize>) {
         (false, ..) if members.len() == 1 => (Layout::Ragged, vec![]),
         (false, ..) => (Layout::Ragged, vec![members.len()]),
     }
+}
+
+/// The rows of all values along axis 0, those of earlier units first; `units` says of each which it is of.
+pub(super) fn in_order(
+    graph: &mut Graph,
+    values: &[ValueId],
+    units: &[usize],
+) -> Result<ValueId, VectorizeError> {
+    let all = match values {
+        [one] => *one,
+        _ => graph.add(Op::Concat { axis: 0 }, values)?,
+    };
+    if units.is_sorted() {
+        return Ok(all);
+    }
+    let mut rows: Vec<i64> = (0..units.len() as i64).collect();
+    rows.sort_by_key(|row| units[*row as usize]);
+    take_rows(graph, all, &rows)
 }
 
 /// The value `n` times along a new first axis.

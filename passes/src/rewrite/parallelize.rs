@@ -264,7 +264,7 @@ impl Rewrite<'_> {
     ) -> Result<Surrogate, VectorizeError> {
         let input = self.chain.layers[units[0][0]].input;
         let refuse = |reason: &str| Err(Mismatch::at_value(&self.graph, input, reason).into());
-        if self.graph.ty(input).is_some_and(|t| t.dtype.bytes(1) < DType::F32.bytes(1)) {
+        if self.graph.ty(input).is_some_and(|t| t.dtype.size() < DType::F32.size()) {
             return refuse("differences of the layers need states of float32");
         }
         if self.chain.caches.iter().any(|c| units.iter().flatten().any(|l| *l == c.layer)) {

@@ -15,7 +15,7 @@ mod connections;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::class_lanes::{ClassLanes, Lane, repeated, sum_per_unit, take_rows};
+use super::class_lanes::{ClassLanes, Lane, in_order, repeated, sum_per_unit, take_rows};
 use super::escapes::Escape;
 use super::vectorize::{Batched, Lanes, OwnInputs, VectorizeError};
 use crate::analysis::{Chain, Event, Mismatch, Reach};
@@ -139,7 +139,7 @@ fn select_units(
 }
 
 /// Lays the groups' outputs along the unit axis in the units' order.
-fn assemble(
+pub(super) fn assemble(
     graph: &mut Graph,
     count: usize,
     pieces: Vec<(Vec<usize>, Batched)>,
@@ -158,15 +158,7 @@ fn assemble(
         values.push(value);
         order.extend(units);
     }
-    if let [only] = values[..] {
-        return Ok(only);
-    }
-    let joined = graph.add(Op::Concat { axis: 0 }, &values)?;
-    let mut rows = vec![0i64; count];
-    for (at, unit) in order.iter().enumerate() {
-        rows[*unit] = at as i64;
-    }
-    if rows.windows(2).all(|w| w[0] < w[1]) { Ok(joined) } else { take_rows(graph, joined, &rows) }
+    in_order(graph, &values, &order)
 }
 
 struct Group<'a> {

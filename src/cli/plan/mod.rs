@@ -14,7 +14,7 @@ use snlp::runtime::schedule::Profile;
 
 use super::backend::Backend;
 use super::evaluate::Evaluation;
-use super::measure::{batch_size, check_windows, vocabulary};
+use super::measure::batch_of;
 use super::output::{check_outputs, write_text};
 use super::ui::{self, Ui};
 use super::windows::WindowArgs;
@@ -117,9 +117,7 @@ impl PlanSearch {
         let outputs: Vec<_> = outputs.iter().filter_map(|(o, p)| Some((*o, p.as_deref()?))).collect();
         check_outputs(&outputs, &[source.files(), self.windows.files()].concat(), None)?;
         let windows = self.windows.read(&source, ui)?;
-        let vocabulary = vocabulary(&source).map_err(|e| e.about(&self.model))?;
-        let batch = batch_size(&windows, vocabulary, self.batch.map(|b| b as usize));
-        check_windows(&source, &windows)?;
+        let batch = batch_of(&source, &windows, self.batch)?;
         let backend = Backend::open(common, ui)?;
         let mut order: Vec<usize> = (0..windows.count()).collect();
         fastrand::Rng::with_seed(self.seed).shuffle(&mut order);

@@ -10,7 +10,7 @@ use snlp::source::Source;
 
 use super::Optimize;
 use super::search::Search;
-use crate::cli::html::{Point, Report};
+use crate::cli::html::{Point, Report, number};
 use crate::cli::ui::{self, BOLD, Table, Ui};
 
 /// Rows of the frontier that are shown, at most.
@@ -296,10 +296,4 @@ impl Outcome<'_> {
             heat,
         })
     }
-}
-
-/// A number as people write it.
-fn number(x: f64) -> String {
-    let text = format!("{x:.3}");
-    text.trim_end_matches('0').trim_end_matches('.').to_string()
 }

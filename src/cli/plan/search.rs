@@ -111,9 +111,13 @@ impl<'a> Search<'a> {
             tried: HashSet::new(),
             times: None,
         };
-        let graph = whole_windows(search.evaluation.source, &search.place(&Plan::sequential())?)?;
-        search.scheduled = typical_schedule(&graph, model.positions).is_some();
-        search.add(&Plan::sequential())?;
+        let plan = search.place(&Plan::sequential())?;
+        let graph = whole_windows(search.evaluation.source, &plan)?;
+        let cost = search.cost(&plan, &graph);
+        search.scheduled = cost.is_some();
+        let (cost, dispatches) = cost.unwrap_or((plan.sequential_depth() as f64, None));
+        search.tried.insert(plan.to_string());
+        search.found.push(Found { plan, graph, cost, dispatches, measured: Measured::default() });
         Ok(search)
     }
 

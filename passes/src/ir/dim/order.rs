@@ -111,14 +111,10 @@ impl Dim {
             (Some(_), Some(_)) => None,
             (Some(_), None) => Some(self.clone()),
             (None, Some(_)) => Some(other.clone()),
-            (None, None) => match self.maximum(other) {
-                unsure
-                    if unsure != *self && unsure != *other && (self.at_most_one() || other.at_most_one()) =>
-                {
-                    Some(self * other)
-                }
-                larger => Some(larger),
-            },
+            (None, None) => {
+                let product = order(self, other).is_none() && (self.at_most_one() || other.at_most_one());
+                Some(if product { self * other } else { self.maximum(other) })
+            }
         }
     }
 

@@ -9,13 +9,13 @@
 //! The Jacobian is only ever needed times `d`, so `exact` takes the difference along `d`: two evaluations more
 //! of each unit, one after the other. The probes of `diagonal` (Hutchinson's) evaluate all units at once.
 
-use super::super::units::evaluate;
+use std::collections::HashMap;
+
+use super::super::units::{assemble, evaluate};
 use super::{Estimates, OwnInputs, PartialTaps, SegmentContext, Solver, Wanted};
 use crate::analysis::Mismatch;
 use crate::ir::{Binary, DType, Dim, Graph, GraphError, Op, Reduce, Tensor, Unary, ValueId};
 use crate::rewrite::vectorize::{Batched, VectorizeError};
-
-use std::collections::HashMap;
 
 /// Step of the differences over the size of the state: between the rounding of f32 and what bends.
 const STEP: f64 = 1e-3;
@@ -59,13 +59,12 @@ impl Solver<'_> {
                 None => {
                     let alone = self.context.of_unit(unit);
                     let step = step_along(graph, s, moved)?;
-                    let back = graph.add(Op::Unary(Unary::Neg), &[moved])?;
-                    let s = Batched::shared(s);
-                    let ahead = difference(graph, &alone, s, moved, value, step)?;
-                    let behind = difference(graph, &alone, s, back, value, step)?;
-                    let both = graph.add(Op::Binary(Binary::Sub), &[ahead, behind])?;
-                    let half = float_like(graph, both, 0.5);
-                    graph.add(Op::Binary(Binary::Mul), &[both, half])?
+                    let offset = graph.add(Op::Binary(Binary::Mul), &[moved, step])?;
+                    let ahead = beside(graph, &alone, Batched::shared(s), Binary::Add, offset)?;
+                    let behind = beside(graph, &alone, Batched::shared(s), Binary::Sub, offset)?;
+                    let change = graph.add(Op::Binary(Binary::Sub), &[ahead, behind])?;
+                    let two_steps = graph.add(Op::Binary(Binary::Add), &[step, step])?;
+                    graph.add(Op::Binary(Binary::Div), &[change, two_steps])?
                 }
             };
             if damping != 1.0 {
@@ -77,11 +76,8 @@ impl Solver<'_> {
         if last_only {
             return Ok(states[self.count() - 1]);
         }
-        let mut rows = vec![];
-        for state in states {
-            rows.push(graph.add(Op::Unsqueeze { axes: vec![0] }, &[state])?);
-        }
-        Ok(graph.add(Op::Concat { axis: 0 }, &rows)?)
+        let pieces = states.into_iter().enumerate().map(|(unit, s)| (vec![unit], Batched::shared(s)));
+        assemble(graph, self.count(), pieces.collect())
     }
 
     /// Hutchinson's estimate of the diagonals of the units' Jacobians, `[C, ..]`.
@@ -90,7 +86,10 @@ impl Solver<'_> {
         let mut sum = None;
         for probe in 0..PROBES {
             let z = signs(graph, self.input, probe)?;
-            let change = difference(graph, self.context, read, z, f, step)?;
+            let offset = graph.add(Op::Binary(Binary::Mul), &[z, step])?;
+            let there = beside(graph, self.context, read, Binary::Add, offset)?;
+            let change = graph.add(Op::Binary(Binary::Sub), &[there, f])?;
+            let change = graph.add(Op::Binary(Binary::Div), &[change, step])?;
             let part = graph.add(Op::Binary(Binary::Mul), &[change, z])?;
             sum = Some(match sum {
                 None => part,
@@ -117,22 +116,18 @@ impl SegmentContext<'_> {
     }
 }
 
-/// `(units(s + step · direction) - f) / step`, where `f` is `units(s)`.
-fn difference(
+/// The units evaluated at `s + offset` or `s - offset`.
+fn beside(
     graph: &mut Graph,
     context: &SegmentContext<'_>,
     s: Batched,
-    direction: ValueId,
-    f: ValueId,
-    step: ValueId,
+    way: Binary,
+    offset: ValueId,
 ) -> Result<ValueId, VectorizeError> {
-    let offset = graph.add(Op::Binary(Binary::Mul), &[direction, step])?;
-    let moved = Batched { value: graph.add(Op::Binary(Binary::Add), &[s.value, offset])?, ..s };
+    let moved = Batched { value: graph.add(Op::Binary(way), &[s.value, offset])?, ..s };
     let own = OwnInputs::new(graph, HashMap::new());
     let wanted = Wanted { taps: &PartialTaps::new(), escapes: &[], own: &own, transfers: false };
-    let there = evaluate(graph, context, moved, &wanted)?.outputs;
-    let change = graph.add(Op::Binary(Binary::Sub), &[there, f])?;
-    Ok(graph.add(Op::Binary(Binary::Div), &[change, step])?)
+    Ok(evaluate(graph, context, moved, &wanted)?.outputs)
 }
 
 fn float_like(graph: &mut Graph, v: ValueId, x: f64) -> ValueId {
@@ -171,12 +166,10 @@ fn signs(graph: &mut Graph, like: ValueId, probe: u64) -> Result<ValueId, Vector
     };
     let mut product = float_like(graph, like, 1.0);
     for (axis, size) in ty.shape.iter().enumerate().filter(|(_, d)| **d != Dim::ONE) {
-        let table = |n: usize| {
-            let sign = |i: usize| if hash(probe, axis as u64, i as u64) & 1 == 0 { 1f32 } else { -1.0 };
-            Tensor::from_vec(vec![n], (0..n).map(sign).collect::<Vec<f32>>())
-        };
-        let made = table(size.known_size().unwrap_or(PERIOD));
-        let mut along = graph.constant(made.map_err(|e| Mismatch::at_value(graph, like, e.to_string()))?);
+        let sign = |i: usize| if hash(probe, axis as u64, i as u64) & 1 == 0 { 1f32 } else { -1.0 };
+        let n = size.known_size().unwrap_or(PERIOD);
+        let table = Tensor::from_vec(vec![n], (0..n).map(sign).collect::<Vec<f32>>());
+        let mut along = graph.constant(table.map_err(|e| Mismatch::at_value(graph, like, e.to_string()))?);
         if ty.dtype != DType::F32 {
             along = graph.add(Op::Cast { to: ty.dtype }, &[along])?;
         }
