@@ -32,6 +32,8 @@ const FUSED: &[(&str, &str, Option<&str>)] = &[
     ("hc4-dynamic-sums-ts17", "2xF2[k=2]", None),
     ("hc4-static-merged-ts17", "2xF2", None),
     ("hc4-static-rows-dyn18", "1xF2", None),
+    ("hc2-dynamic-turned-dyn18", "2xF2", None),
+    ("hc4-static-turned-ts17", "1xF4", None),
     ("hc8-dynamic-rows-dyn18", "2xF2[elk=0.2]", None),
     ("hc8-static-sums-ts17", "2xF2", None),
     ("modernbert-dyn18", "2xF2", None),

@@ -33,20 +33,15 @@ impl Connection {
         if state.len() < 3 || streams.axis + 1 >= state.len() {
             return None;
         }
-        let without_streams = |v: ValueId| {
-            let Some(shape) = graph.shape(v) else { return false };
-            let at = streams.axis;
-            let rest = match shape.len() + 1 == state.len() {
-                true => &shape[at..],
-                false if shape.len() == state.len() && shape[at] == Dim::ONE => &shape[at + 1..],
-                false => return false,
-            };
-            shape[..at] == state[..at] && *rest == state[at + 1..]
-        };
+        let wide = |shape: &[Dim]| shape.iter().filter(|d| **d != Dim::ONE).cloned().collect::<Vec<_>>();
+        let token = wide(&[&state[..streams.axis], &state[streams.axis + 1..]].concat());
+        let without_streams = |v: ValueId| graph.shape(v).is_some_and(|shape| wide(shape) == token);
+        // What is computed apart from the streams may be more precise than they are, or have them elsewhere.
+        let written = behind(graph, branch, |op| matches!(op, Op::Cast { .. } | Op::Transpose { .. }));
         let core = graph
-            .producing(branch)?
+            .producing(written)?
             .operands()
-            .map(|v| without_unit_axes(graph, v))
+            .map(|v| behind(graph, v, |op| matches!(op, Op::Unsqueeze { .. } | Op::Identity)))
             .find(|v| without_streams(*v) && graph.tensor(*v).is_none())?;
         let mut reads = HashSet::new();
         let mut seen = states.clone();
@@ -70,10 +65,10 @@ impl Connection {
     }
 }
 
-/// The value before axes of size 1 were put in.
-fn without_unit_axes(graph: &Graph, mut v: ValueId) -> ValueId {
+/// The value before the operators that `passes` tells.
+fn behind(graph: &Graph, mut v: ValueId, passes: fn(&Op) -> bool) -> ValueId {
     while let Some(node) = graph.producing(v)
-        && matches!(node.op, Op::Unsqueeze { .. } | Op::Identity)
+        && passes(&node.op)
         && let Some(before) = node.input(0)
     {
         v = before;
@@ -86,7 +81,11 @@ fn without_unit_axes(graph: &Graph, mut v: ValueId) -> ValueId {
 fn sums_streams(graph: &Graph, node: &Node, states: &HashSet<ValueId>, axis: usize) -> bool {
     let of_state = |n: &Node| n.operands().any(|v| states.contains(&v));
     match &node.op {
-        Op::Einsum { .. } => of_state(node),
+        // An equation has the streams where it says, whether or not the state is turned before.
+        Op::Einsum { .. } => {
+            let turned = |op: &Op| matches!(op, Op::Transpose { .. });
+            node.operands().any(|v| states.contains(&behind(graph, v, turned)))
+        }
         Op::Reduce { op: Reduce::Sum, axes, .. } => {
             axes[..] == [axis] && node.input(0).and_then(|v| graph.producing(v)).is_some_and(of_state)
         }

@@ -5,7 +5,9 @@
 //!   ids ─▶ decoder layers ───────┴─▶ logits              after:  what reads the chain's output
 //! ```
 
-use super::chain::{Chain, Kind, find_chain};
+use std::collections::HashSet;
+
+use super::chain::{Chain, Kind, Layer, find_chain};
 use super::lockstep::describe;
 use crate::ir::{Dim, Graph, GraphError, ValueId};
 
@@ -24,11 +26,14 @@ pub struct OtherStack {
 
 /// The longest stack before the chain and the longest behind it, those of two layers or more.
 pub fn other_stacks(graph: &Graph, chain: &Chain) -> Vec<OtherStack> {
+    let own: HashSet<ValueId> = chain.layers.iter().flat_map(Layer::states).collect();
+    // Layers that read an earlier state of the chain have its first layers before them.
+    let others = |found: &Chain| found.layers.len() > 1 && !own.contains(&found.output());
     [before(graph, chain), after(graph, chain).ok()]
         .into_iter()
         .flatten()
         .filter_map(|part| find_chain(&part).ok())
-        .filter(|found| found.layers.len() > 1)
+        .filter(others)
         .map(|found| OtherStack {
             layers: found.layers.len(),
             hidden: found.hidden.clone(),

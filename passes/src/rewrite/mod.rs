@@ -193,6 +193,8 @@ pub const RECOGNISERS: &[Pass] = &[
     attention::PASS,
     // After attention has its operands: grouped heads and bool masks, whoever made the node.
     attention_operands::PASS,
+    // After attention, whose products have Transposes beside them too.
+    products::TURNED,
     // Last: only attention says which axes of a mask are queries and keys.
     masks::PASS,
 ];

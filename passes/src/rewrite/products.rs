@@ -4,10 +4,11 @@
 //!   Einsum "...ij,...jd->...id"(h, x)                     becomes  Einsum "ABij,ABjd->ABid"(h, x)
 //!   ReduceSum(Mul(h [i, j, 1], x [b, t, 1, j, d]), j)     becomes  Einsum "ij,btjd->btid"(h, x)
 //!   MatMul(a [.., n, m], x)[.., 1:, :]                    becomes  MatMul(a[.., 1:, :], x)
+//!   Transpose(MatMul(Transpose(x [b, t, j, d]), h [j, i]))  becomes  Einsum "ji,btjd->btid"(h, x)
 //! ```
 //!
-//! Hyper-connections mix and read their streams so: by a sum over a broadcast axis, and with one matrix for
-//! both whose rows are told apart behind the product.
+//! Hyper-connections mix and read their streams so: by a sum over a broadcast axis, with one matrix for
+//! both whose rows are told apart behind the product, and from the right with the streams turned to the end.
 
 use std::collections::BTreeMap;
 
@@ -25,6 +26,10 @@ pub(crate) const SUMS: Pass = Pass { name: "sums-of-products", fidelity: Fidelit
 
 /// Rows told apart. Exact: each element of a product is a sum of its own.
 pub(crate) const ROWS: Pass = Pass { name: "rows-of-products", fidelity: Fidelity::Exact, apply: rows };
+
+/// Transposes beside a product along one axis of a state.
+pub(crate) const TURNED: Pass =
+    Pass { name: "transposes-of-products", fidelity: Fidelity::Rounding, apply: turned };
 
 /// More rows than this are tokens, not streams.
 const MAX_ROWS: i64 = 33;
@@ -165,6 +170,122 @@ fn factor(graph: &Graph, value: ValueId, wide: &[Dim]) -> Option<Factor> {
     }
     let perm = (0..axes.len()).collect();
     Some(Factor { value, unit_axes, axes, perm })
+}
+
+fn turned(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
+    sweep_first(graph, |graph, id| {
+        let Some((equation, operands)) = graph.node(id).and_then(|n| equation_of_state(graph, n)) else {
+            return Ok(None);
+        };
+        graph.add(Op::Einsum { equation }, &operands).map(Some)
+    })
+}
+
+/// A product of two values as an equation: the values, a term for each, and the result's.
+struct Product {
+    operands: [ValueId; 2],
+    terms: [Vec<char>; 2],
+    result: Vec<char>,
+}
+
+/// The equation of a product whose Transposes it makes up for: one that replaces an axis of a state, other
+/// than its features, by another.
+fn equation_of_state(graph: &Graph, node: &Node) -> Option<(String, Vec<ValueId>)> {
+    let (product, turn) = match &node.op {
+        Op::Transpose { perm } => (graph.producing(node.input(0)?)?, Some(perm)),
+        _ => (node, None),
+    };
+    let mut product = Product::of(graph, product)?;
+    if let Some(perm) = turn {
+        product.result = perm.iter().map(|at| product.result.get(*at).copied()).collect::<Option<_>>()?;
+    }
+    let plain = [0, 1].map(|at| behind_transpose(graph, product.operands[at], &product.terms[at]));
+    [0, 1].into_iter().find_map(|of_state| {
+        let of_matrix = 1 - of_state;
+        let mut found = [0, 1].map(|at| (product.operands[at], product.terms[at].clone()));
+        if let Some(plain) = &plain[of_state] {
+            found[of_state] = plain.clone();
+        }
+        let (state, term) = found[of_state].clone();
+        let [before, after] = replaced(graph, state, &term, &product.result)?;
+        let fits = |(matrix, letters): &(ValueId, Vec<char>)| {
+            let (tokens, square) = letters.split_at(letters.len().saturating_sub(2));
+            let tokens_fit = tokens.iter().all(|c| *c != before && term[..term.len() - 1].contains(c));
+            let sizes = graph.shape(*matrix).and_then(|s| s.last_chunk::<2>());
+            tokens_fit
+                && sizes.is_some_and(|[p, q]| match square {
+                    [a, b] if [*a, *b] == [after, before] => mixes(p, q),
+                    [a, b] if [*a, *b] == [before, after] => mixes(q, p),
+                    _ => false,
+                })
+        };
+        if let Some(plain) = plain[of_matrix].as_ref().filter(|plain| fits(plain)) {
+            found[of_matrix] = plain.clone();
+        }
+        let turned = turn.is_some() || (0..2).any(|at| found[at].0 != product.operands[at]);
+        if !turned || !fits(&found[of_matrix]) {
+            return None;
+        }
+        let [a, b] = found.each_ref().map(|(_, term)| term.iter().collect::<String>());
+        let result: String = product.result.iter().collect();
+        Some((format!("{a},{b}->{result}"), found.map(|(v, _)| v).to_vec()))
+    })
+}
+
+/// Whether so many streams after and before are a connection's: mixed, read, or both at once.
+fn mixes(after: &Dim, before: &Dim) -> bool {
+    let (Some(after), Some(before)) = (after.known(), before.known()) else { return false };
+    (2..MAX_ROWS).contains(&before) && [1, before, before + 1].contains(&after)
+}
+
+impl Product {
+    /// `None` where axes may be repeated.
+    fn of(graph: &Graph, node: &Node) -> Option<Product> {
+        let [Some(a), Some(b)] = node.inputs[..] else { return None };
+        let (terms, result) = match &node.op {
+            Op::Einsum { equation } if !equation.contains('.') && equation.contains("->") => {
+                let ranks = [graph.shape(a)?.len(), graph.shape(b)?.len()];
+                let (terms, result) = parsed(equation, &ranks)?;
+                (<[Vec<char>; 2]>::try_from(terms).ok()?, result)
+            }
+            Op::MatMul => {
+                let (s, t) = (graph.shape(a)?, graph.shape(b)?);
+                let (lead_a, lead_b) = (s.len().checked_sub(2)?, t.len().checked_sub(2)?);
+                let lead = lead_a.max(lead_b);
+                let equal = s[..lead_a].iter().rev().zip(t[..lead_b].iter().rev()).all(|(x, y)| x == y);
+                if !equal || lead > 20 {
+                    return None;
+                }
+                let batch = |own: usize| (lead - own..lead).map(letter);
+                let [row, sum, column] = [lead, lead + 1, lead + 2].map(letter);
+                let terms =
+                    [batch(lead_a).chain([row, sum]).collect(), batch(lead_b).chain([sum, column]).collect()];
+                (terms, batch(lead).chain([row, column]).collect())
+            }
+            _ => return None,
+        };
+        Some(Product { operands: [a, b], terms, result })
+    }
+}
+
+/// The value before a Transpose, with its term.
+fn behind_transpose(graph: &Graph, v: ValueId, term: &[char]) -> Option<(ValueId, Vec<char>)> {
+    let node = graph.producing(v)?;
+    let Op::Transpose { perm } = &node.op else { return None };
+    let mut before: Vec<(usize, char)> = perm.iter().copied().zip(term.iter().copied()).collect();
+    before.sort_unstable();
+    Some((node.input(0)?, before.into_iter().map(|(_, c)| c).collect()))
+}
+
+/// The letter of a state's term that the result has not, and the one in its place: of an axis before the
+/// features.
+fn replaced(graph: &Graph, state: ValueId, term: &[char], result: &[char]) -> Option<[char; 2]> {
+    if graph.tensor(state).is_some() || term.len() != result.len() || term.len() < 3 {
+        return None;
+    }
+    let mut changed = (0..term.len()).filter(|at| term[*at] != result[*at]);
+    let (at, None) = (changed.next()?, changed.next()) else { return None };
+    (at + 1 < term.len() && !term.contains(&result[at])).then_some([term[at], result[at]])
 }
 
 fn rows(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
@@ -417,6 +538,76 @@ mod tests {
             let y = g.op(Op::Slice { axes: vec![axis], steps: vec![1] }, &[y, start, end]);
             g.add_output("y", y);
             assert_eq!(after(&g, &ROWS).1, 0);
+        }
+    }
+
+    /// `x [b, t, j, d]` (constant where `table`) turned by `perm`, times `h`, turned by `back`.
+    fn turned_product(
+        equation: Option<&str>,
+        x: &[i64],
+        perm: [&[usize]; 2],
+        h: &[i64],
+        back: &[usize],
+    ) -> Graph {
+        let mut g = Graph::new("turned");
+        let (mut x, mut h) = (g.add_input("x", f32s(x)), g.add_input("h", f32s(h)));
+        for (v, perm) in [(&mut x, perm[0]), (&mut h, perm[1])] {
+            if !perm.is_empty() {
+                *v = g.op(Op::Transpose { perm: perm.to_vec() }, &[*v]);
+            }
+        }
+        let mut y = match equation {
+            None => g.op(Op::MatMul, &[x, h]),
+            Some(equation) => g.op(Op::Einsum { equation: equation.into() }, &[x, h]),
+        };
+        if !back.is_empty() {
+            y = g.op(Op::Transpose { perm: back.to_vec() }, &[y]);
+        }
+        g.add_output("y", y);
+        g
+    }
+
+    #[test]
+    fn products_beside_transposes_are_equations_of_the_state() {
+        const SWAP: &[usize] = &[0, 1, 3, 2];
+        let state = &[-1, -2, 4, 6][..];
+        for (given, perm, h, back, found) in [
+            // From the right: one matrix, one for each token, that one turned too, and more rows than streams.
+            (None, [SWAP, &[]], &[4, 4][..], SWAP, "abdc,de->abec"),
+            (None, [SWAP, &[]], &[-1, -2, 4, 4], SWAP, "abdc,abde->abec"),
+            (None, [SWAP, SWAP], &[-1, -2, 4, 4], SWAP, "abdc,abed->abec"),
+            (None, [SWAP, &[]], &[4, 5], SWAP, "abdc,de->abec"),
+            // Equations that are turned before or behind.
+            (Some("btjd,ij->btdi"), [&[], &[]], &[4, 4], SWAP, "btjd,ij->btid"),
+            (Some("btdj,ij->btid"), [SWAP, &[]], &[4, 4], &[], "btjd,ij->btid"),
+            (Some("btdj,btij->btdi"), [SWAP, &[]], &[-1, -2, 4, 4], SWAP, "btjd,btij->btid"),
+            // A matrix that only stands right once it is turned; tokens behind its square stay turned.
+            (Some("btdj,ijbt->btid"), [SWAP, &[2, 3, 0, 1]], &[-1, -2, 4, 4], &[], "btjd,btij->btid"),
+        ] {
+            let before = turned_product(given, state, perm, h, back);
+            let (g, changes) = after(&before, &TURNED);
+            assert_eq!((changes, count(&g, "Transpose"), equation(&g)), (1, 0, Some(found.to_string())));
+        }
+    }
+
+    #[test]
+    fn other_turned_products_stay() {
+        const SWAP: &[usize] = &[0, 1, 3, 2];
+        for (equation, x, perm, h, back) in [
+            // Features are no streams, nor are many rows.
+            (None, &[-1, -2, 4, 6][..], [&[][..], &[]], &[6, 6][..], SWAP),
+            (None, &[-1, -2, 64, 6], [SWAP, &[]], &[64, 64], SWAP),
+            (None, &[-1, -2, 4, 6], [SWAP, &[]], &[4, 7], SWAP),
+            (None, &[-1, 4, -2, 6], [SWAP, &[]], &[-2, -2], SWAP),
+            // It does not come back to where it was.
+            (None, &[-1, -2, 4, 6], [SWAP, &[]], &[4, 4], &[]),
+            // Nothing is turned.
+            (Some("btjd,ij->btid"), &[-1, -2, 4, 6], [&[], &[]], &[4, 4], &[]),
+            // Tokens that may be repeated.
+            (None, &[-1, -2, 4, 6], [SWAP, &[]], &[1, 1, 4, 4], SWAP),
+        ] {
+            let before = turned_product(equation, x, perm, h, back);
+            assert_eq!(after(&before, &TURNED).1, 0, "{equation:?} {x:?} {h:?}");
         }
     }
 }

@@ -30,6 +30,8 @@ fn apply(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
         match op {
             Op::Cast { to } => match cast(graph, id, to)? {
                 Some(same) => Ok(Some(same)),
+                // Streams start as copies of one value, and the skip path's casts stay on the skip path.
+                None if to.is_float() && is_float(graph, id) => Ok(None),
                 None => sunk_expand(graph, id, &op),
             },
             Op::Transpose { perm } => transpose(graph, id, &perm),
@@ -142,6 +144,11 @@ fn transpose(graph: &mut Graph, id: NodeId, perm: &[usize]) -> Result<Option<Val
         Some((x, perm)) => graph.add(Op::Transpose { perm }, &[x]).map(Some),
         None => Ok(None),
     }
+}
+
+/// Whether a node's first operand is of floats.
+fn is_float(graph: &Graph, id: NodeId) -> bool {
+    graph.node(id).and_then(|n| graph.ty(n.input(0)?)).is_some_and(|t| t.dtype.is_float())
 }
 
 fn is_view(op: &Op) -> bool {

@@ -20,6 +20,8 @@ use crate::cases;
 enum Form {
     /// `[B, T, S, D]`, `MatMul(H, x)`.
     Product,
+    /// `[B, T, S, D]`, `(xᵀ Hᵀ)ᵀ`.
+    Turned,
     /// `[B, S, T, D]`, `Einsum("ij,bjtd->bitd")`.
     Equation,
     /// `[B, T, S, D]`, a product with a broadcast axis and a sum over it.
@@ -30,7 +32,7 @@ enum Form {
 
 impl Form {
     fn streams_follow_tokens(self) -> bool {
-        matches!(self, Form::Product | Form::Sum)
+        matches!(self, Form::Product | Form::Turned | Form::Sum)
     }
 }
 
@@ -41,6 +43,8 @@ struct Spec {
     form: Form,
     /// The matrices are computed from the state, for each token.
     of_tokens: bool,
+    /// The state is rounded to f32 between what is computed of it in f64.
+    narrow: bool,
     layers: usize,
     streams: usize,
     batch: usize,
@@ -50,13 +54,20 @@ struct Spec {
 }
 
 fn specs() -> impl Strategy<Value = Spec> {
-    let form = prop_oneof![Just(Form::Product), Just(Form::Equation), Just(Form::Sum), Just(Form::Merged)];
+    let form = prop_oneof![
+        Just(Form::Product),
+        Just(Form::Turned),
+        Just(Form::Equation),
+        Just(Form::Sum),
+        Just(Form::Merged)
+    ];
     let streams = prop_oneof![Just(2usize), Just(4), Just(8)];
     let sizes = (2usize..=5, streams, 1usize..=2, 1usize..=3, 5usize..=6);
-    (form, any::<bool>(), sizes, any::<u64>()).prop_map(
-        |(form, of_tokens, (layers, streams, batch, seq, width), seed)| Spec {
+    (form, any::<(bool, bool)>(), sizes, any::<u64>()).prop_map(
+        |(form, (of_tokens, narrow), (layers, streams, batch, seq, width), seed)| Spec {
             form,
             of_tokens,
+            narrow,
             layers,
             streams,
             batch,
@@ -225,14 +236,21 @@ impl Build<'_> {
     fn layer(&mut self, l: usize, mut x: ValueId) -> ValueId {
         for what in SUB_BLOCKS {
             let place = format!("{l}.{what}");
-            let h = self.residual(&place, x);
-            let mixed = self.mixed(h, x);
-            let read = self.read(&place, x);
+            let wide = if self.spec.narrow { self.cast(DType::F64, x) } else { x };
+            let h = self.residual(&place, wide);
+            let mixed = self.mixed(h, wide);
+            let read = self.read(&place, wide);
             let y = self.branch(l, what, read);
-            let written = self.written(&place, x, y);
+            let written = self.written(&place, wide, y);
+            let [mixed, written] =
+                [mixed, written].map(|v| if self.spec.narrow { self.cast(DType::F32, v) } else { v });
             x = self.sum(mixed, written);
         }
         x
+    }
+
+    fn cast(&mut self, to: DType, x: ValueId) -> ValueId {
+        self.op(Op::Cast { to }, &[x])
     }
 
     /// `h · x` over the streams.
@@ -240,6 +258,13 @@ impl Build<'_> {
         let equation = if self.spec.of_tokens { "btij,bjtd->bitd" } else { "ij,bjtd->bitd" };
         match self.spec.form {
             Form::Product => self.op(Op::MatMul, &[h, x]),
+            Form::Turned => {
+                let rank = if self.spec.of_tokens { 4 } else { 2 };
+                let swap = |n: usize| Op::Transpose { perm: (0..n - 2).chain([n - 1, n - 2]).collect() };
+                let (h, x) = (self.op(swap(rank), &[h]), self.op(swap(4), &[x]));
+                let product = self.op(Op::MatMul, &[x, h]);
+                self.op(swap(4), &[product])
+            }
             Form::Equation | Form::Merged => self.op(Op::Einsum { equation: equation.into() }, &[h, x]),
             Form::Sum => {
                 let columns = if self.spec.of_tokens { 4 } else { 2 };
@@ -269,6 +294,9 @@ impl Build<'_> {
     fn layers(spec: &Spec, range: std::ops::Range<usize>) -> Graph {
         let mut build = Build { spec, graph: Graph::new("hyper") };
         let mut x = build.graph.add_input("x", Type::new(DType::F64, spec.state_dims()));
+        if spec.narrow {
+            x = build.cast(DType::F32, x);
+        }
         for l in range {
             x = build.layer(l, x);
         }
@@ -429,10 +457,15 @@ fn rewritten(graph: &Graph, chain: &Chain, segments: &[Parallel]) -> Result<Grap
     Ok(graph)
 }
 
-fn close(what: &str, expected: &[f64], actual: &[f64]) -> Result<(), TestCaseError> {
+/// Whether numbers agree, as far as states are precise.
+fn agree(spec: &Spec, what: &str, expected: &[f64], actual: &[f64]) -> Result<(), TestCaseError> {
+    within(if spec.narrow { 1e-5 } else { 1e-6 }, what, expected, actual)
+}
+
+fn within(tolerance: f64, what: &str, expected: &[f64], actual: &[f64]) -> Result<(), TestCaseError> {
     let scale = expected.iter().fold(1f64, |m, x| m.max(x.abs()));
     let worst = expected.iter().zip(actual).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
-    prop_assert!(expected.len() == actual.len() && worst <= 1e-6 * scale, "{what}: off by {worst}");
+    prop_assert!(expected.len() == actual.len() && worst <= tolerance * scale, "{what}: off by {worst}");
     Ok(())
 }
 
@@ -456,7 +489,7 @@ fn streams_are_found_with_their_mixing() {
             let matrices = ["attention", "mlp"].map(|what| spec.residual(&format!("{l}.{what}")));
             for from in 0..n {
                 let column: Vec<f64> = (0..n).map(|to| m.data()[to * n + from]).collect();
-                close("transfer", &transferred(&one, &matrices, &unit(from)), &column)?;
+                within(1e-6, "transfer", &transferred(&one, &matrices, &unit(from)), &column)?;
             }
         }
         Ok(())
@@ -489,12 +522,12 @@ fn plans_agree_with_the_recurrence() {
         };
         let x = draw(spec.seed, "x", spec.state_shape().iter().product());
         let expected = reference(&spec, &p, spec.layers - p.layers(), &x);
-        close(&p.to_string(), &expected, &evaluate(&spec, &rewritten(&graph, &chain, &[p])?, &x))?;
+        agree(&spec, &p.to_string(), &expected, &evaluate(&spec, &rewritten(&graph, &chain, &[p])?, &x))?;
         // As many iterations as units give the sequential model.
         let mut p = Parallel { fused: 1, units: spec.layers, ..p };
         p.iterations = p.units;
         let sequential = evaluate(&spec, &graph, &x);
-        close("exact", &sequential, &evaluate(&spec, &rewritten(&graph, &chain, &[p])?, &x))
+        agree(&spec, "exact", &sequential, &evaluate(&spec, &rewritten(&graph, &chain, &[p])?, &x))
     });
 }
 
@@ -513,6 +546,6 @@ fn segments_follow_one_another() {
         let x = draw(spec.seed, "x", spec.state_shape().iter().product());
         let expected = segment(&spec, &second, first.layers(), reference(&spec, &first, 0, &x));
         let graph = rewritten(&graph, &chain, &[first, second])?;
-        close(&format!("{first} {second}"), &expected, &evaluate(&spec, &graph, &x))
+        agree(&spec, &format!("{first} {second}"), &expected, &evaluate(&spec, &graph, &x))
     });
 }

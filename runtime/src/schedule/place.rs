@@ -1,7 +1,7 @@
 //! Host or device.
 //!
 //! A node runs on the host when all its operands are there (constants and integer or bool inputs are)
-//! and it is small, or when it is index arithmetic that must be exact. Everything downstream of a float
+//! and it is small and no part of a layer, or when it is index arithmetic that must be exact. Everything downstream of a float
 //! input or of a node on the device runs on the device.
 
 use std::collections::HashMap;
@@ -69,9 +69,24 @@ fn stays(graph: &Graph, node: &Node, host_elements: usize) -> bool {
         Op::Gather { .. } | Op::GatherElements { .. } | Op::GatherNd { .. } => {
             integers || node.input(0).is_some_and(|v| elements(v) <= 1024)
         }
+        op if is_layers_own(op) => false,
         op if device_runs(op) => small,
         _ => true,
     }
+}
+
+/// What layers are made of, as opposed to the masks and tables that they read: a small model is none the less
+/// the device's.
+fn is_layers_own(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Softmax { .. }
+            | Op::LayerNorm { .. }
+            | Op::RmsNorm { .. }
+            | Op::Attention(_)
+            | Op::Correction(_)
+            | Op::Conv { .. }
+    )
 }
 
 /// Operators that the device may take over from the host when they are large.
@@ -98,13 +113,7 @@ fn device_runs(op: &Op) -> bool {
             | Op::MatMulInteger
             | Op::Gemm { .. }
             | Op::Reduce { .. }
-            | Op::Softmax { .. }
-            | Op::LayerNorm { .. }
-            | Op::RmsNorm { .. }
-            | Op::Attention(_)
             | Op::Rotary(_)
-            | Op::Correction(_)
-            | Op::Conv { .. }
             | Op::ConstantOfShape { .. }
     )
 }

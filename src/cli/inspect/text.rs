@@ -96,6 +96,8 @@ fn ranges(layers: &[usize]) -> Vec<String> {
 const RANGES: usize = 4;
 /// Rows of a heading that are shown.
 const ROWS: usize = 8;
+/// Layers whose matrices are shown.
+const MIXING_ROWS: usize = 32;
 /// Names of one row that are shown.
 const NAMES: usize = 4;
 
@@ -120,11 +122,11 @@ fn name_list<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     names.join(", ")
 }
 
-/// Rows under one label.
-fn listed(table: &mut Table, label: &str, mut rows: Vec<[String; 2]>) {
-    if rows.len() > ROWS {
-        let hidden = rows.len() - (ROWS - 1);
-        rows.truncate(ROWS - 1);
+/// Rows under one label, `most` at most.
+fn listed(table: &mut Table, label: &str, most: usize, mut rows: Vec<[String; 2]>) {
+    if rows.len() > most {
+        let hidden = rows.len() - (most - 1);
+        rows.truncate(most - 1);
         rows.push([format!("and {hidden} more"), String::new()]);
     }
     for (i, [place, what]) in rows.into_iter().enumerate() {
@@ -157,40 +159,40 @@ fn side_inputs(sides: &[SideSummary]) -> Vec<[String; 2]> {
     rows
 }
 
-/// What the layers' skip paths do to the streams: how far the matrices are from keeping the streams' sum (the
-/// columns), from averaging (the rows), and from doing nothing.
+/// What the layers' skip paths do to the streams: a row for all whose matrices the model computes, and one for
+/// each with constant ones, which says how far these are from keeping the streams' sum (the columns), from
+/// averaging (the rows), and from doing nothing.
 fn mixings(chain: &ChainSummary) -> Vec<[String; 2]> {
     let of_tokens = |l: &&LayerSummary| l.transfer == "mixing per token";
     let tokens: Vec<usize> = chain.layers_detail.iter().filter(of_tokens).map(|l| l.layer).collect();
-    let constant: Vec<usize> =
-        chain.layers_detail.iter().filter(|l| !l.mixings.is_empty()).map(|l| l.layer).collect();
     let size = format!("{0} x {0}", chain.streams);
     let mut rows = Vec::new();
     if !tokens.is_empty() {
         let what = format!("{size} matrices that are computed for each token");
         rows.push([layer_list(&tokens, RANGES), what]);
     }
-    if !constant.is_empty() {
-        let all = || chain.layers_detail.iter().flat_map(|l| &l.mixings);
-        let span = |of: fn(&MixingSummary) -> &[f64]| {
-            let values = || all().flat_map(of).copied();
-            let (low, high) =
-                (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
-            if format!("{low:.2}") == format!("{high:.2}") {
-                format!("{low:.2}")
-            } else {
-                format!("{low:.2}-{high:.2}")
-            }
-        };
-        let what = format!(
-            "{size} matrices: columns sum to {}, rows to {}, {} from the identity",
-            span(|m| &m.column_sums),
-            span(|m| &m.row_sums),
-            span(|m| std::slice::from_ref(&m.from_identity)),
-        );
-        rows.push([layer_list(&constant, RANGES), what]);
-    }
+    let constant = chain.layers_detail.iter().filter(|l| !l.mixings.is_empty());
+    rows.extend(constant.map(|l| [layer_list(&[l.layer], 1), mixing(&size, &l.mixings)]));
     rows
+}
+
+/// The constant matrices of one layer, in the order in which the state passes them.
+fn mixing(size: &str, matrices: &[MixingSummary]) -> String {
+    let span = |of: fn(&MixingSummary) -> &[f64]| {
+        let values = || matrices.iter().flat_map(of).copied();
+        let (low, high) =
+            (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max));
+        let (low, high) = (format!("{low:.2}"), format!("{high:.2}"));
+        if low == high { low } else { format!("{low} to {high}") }
+    };
+    let distances: Vec<String> = matrices.iter().map(|m| format!("{:.2}", m.from_identity)).collect();
+    format!(
+        "{} of {size}: columns sum to {}, rows to {}, Frobenius distance from the identity {}",
+        matrices.len(),
+        span(|m| &m.column_sums),
+        span(|m| &m.row_sums),
+        distances.join(", ")
+    )
 }
 
 /// The caches of all layers in a row.
@@ -217,12 +219,12 @@ fn chain_text(chain: &ChainSummary) -> String {
     let mut table = Table::default();
     let class = |c: &ClassSummary| [layer_list(&c.layers, 2 * ROWS), c.description.clone()];
     let label = if chain.classes.len() == 1 { "class    " } else { "classes  " };
-    listed(&mut table, label, chain.classes.iter().map(class).collect());
+    listed(&mut table, label, ROWS, chain.classes.iter().map(class).collect());
     let is_cache = |s: &SideSummary| chain.caches.iter().any(|c| s.name == format!("'{}'", c.input));
     let (_, sides): (Vec<_>, Vec<_>) = chain.side_inputs.iter().cloned().partition(is_cache);
-    listed(&mut table, "reads", side_inputs(&sides));
-    listed(&mut table, "mixes", mixings(chain));
-    listed(&mut table, "caches", caches(&chain.caches));
+    listed(&mut table, "reads", ROWS, side_inputs(&sides));
+    listed(&mut table, "mixes", MIXING_ROWS, mixings(chain));
+    listed(&mut table, "caches", ROWS, caches(&chain.caches));
     let tap = |tap: &TapSummary| {
         let place = match tap.layer() {
             Some(l) => format!("{} layer {l}", if tap.inside { "inside" } else { "after" }),
@@ -230,13 +232,13 @@ fn chain_text(chain: &ChainSummary) -> String {
         };
         [place, format!("read by {}", name_list(tap.readers.iter().map(String::as_str)))]
     };
-    listed(&mut table, "taps", chain.taps.iter().map(tap).collect());
+    listed(&mut table, "taps", ROWS, chain.taps.iter().map(tap).collect());
     let other = |other: &OtherSummary| {
         let width = other.hidden.as_str().map_or_else(|| other.hidden.to_string(), name);
         let what = format!("{} of width {width}, {}", count(other.layers, "layer"), name(&other.kind));
         [what, format!("up to {}", name(&other.at))]
     };
-    listed(&mut table, "not taken", chain.others.iter().map(other).collect());
+    listed(&mut table, "not taken", ROWS, chain.others.iter().map(other).collect());
     let around =
         format!("{} before the chain, {} behind it", count(chain.prefix_nodes, "node"), chain.suffix_nodes);
     out += &table.render(2);
@@ -415,6 +417,19 @@ mod tests {
         assert_eq!(side_inputs(&caches), [["layers 0-1", "each its own: 'k0', 'v0', 'k1', 'v1'"]]);
         assert_eq!(side_inputs(&caches[..2]), [["layer 0", "'k0', 'v0'"]]);
         assert!(side_inputs(&[]).is_empty());
+    }
+
+    #[test]
+    fn mixings_are_told_layer_by_layer() {
+        let matrix = |rows: f64, distance: f64| MixingSummary {
+            row_sums: vec![rows, 1.0],
+            column_sums: vec![1.0, 1.0],
+            from_identity: distance,
+        };
+        assert_eq!(
+            mixing("2 x 2", &[matrix(0.75, 0.5), matrix(1.25, 0.25)]),
+            "2 of 2 x 2: columns sum to 1.00, rows to 0.75 to 1.25, Frobenius distance from the identity 0.50, 0.25"
+        );
     }
 
     #[test]
