@@ -4,6 +4,7 @@
 //! select nothing count up along their last axis (positions), floats are drawn from -1..1.
 
 use snlp_passes::ir::{Bindings, DType, Graph, Op, Symbol, Tensor, Type, ValueId};
+use snlp_passes::rewrite::bind;
 
 use crate::error::Error;
 use crate::feeds::{IndexBound, convert, index_bounds, input_types};
@@ -29,6 +30,16 @@ pub fn sample_sizes(graph: &Graph, length: usize) -> Bindings {
     }
     sizes
 }
+
+/// The first of `length`, 4·`length`, 16·`length`, … at which every operator has something to work on: the
+/// convolutions in front of a model of sound, say, leave nothing of a few samples.
+pub fn sample_length(graph: &Graph, length: usize) -> usize {
+    let works = |n: &usize| bind(graph, &sample_sizes(graph, *n)).is_ok();
+    (0..LONGER).map(|i| length << (2 * i)).find(works).unwrap_or(length)
+}
+
+/// How many lengths [`sample_length`] tries.
+const LONGER: u32 = 6;
 
 /// Whether a symbol is the length of a cache.
 pub(crate) fn is_past(symbol: &Symbol) -> bool {

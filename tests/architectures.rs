@@ -42,6 +42,7 @@ const FUSED: &[(&str, &str, Option<&str>)] = &[
     ("mixtral_tiny-ts17", "1xF3", None),
     ("t5_tiny-ts17", "1xF3", None),
     ("whisper_encoder-dyn18", "2xF2[k=2]", None),
+    ("xlm_tiny-ts17", "1xF2", Some("a factor per token lies on the skip path")),
 ];
 
 /// Folders whose layers are evaluated on a device too, fused.

@@ -12,7 +12,7 @@ use snlp::language::metrics::Deviation;
 use snlp::language::windows::Windows;
 use snlp::passes::eval::eval_graph;
 use snlp::passes::ir::{Graph, Tensor, ValueId};
-use snlp::samples::{decode_sizes, sample_inputs, sample_sizes};
+use snlp::samples::{decode_sizes, sample_inputs, sample_length, sample_sizes};
 use snlp::source::Source;
 use snlp::text;
 
@@ -67,7 +67,9 @@ pub fn verify(
         check_windows(source, windows)?;
     }
     let about = |e: Error| e.about(&source.path);
-    let inputs = probe(source, windows.as_ref()).and_then(|p| feeds(&source.graph, &p)).map_err(about)?;
+    let length = sample_length(&source.graph, LENGTH);
+    let inputs =
+        probe(source, windows.as_ref(), length).and_then(|p| feeds(&source.graph, &p)).map_err(about)?;
     let inputs_of_file = with_own_caches(rewritten, &inputs).map_err(about)?;
     let backends = Backend::open_all(common, ui)?;
     let bar = ui.progress(1 + backends.len() as u64, "verifying");
@@ -124,7 +126,7 @@ pub fn verify(
             let timed = format!("{batch} x {} tokens", w.length());
             (measured.next().zip(measured.next()), feeds, timed)
         }
-        None => (None, [inputs, inputs_of_file], format!("1 x {LENGTH} positions")),
+        None => (None, [inputs, inputs_of_file], format!("1 x {length} positions")),
     };
     let forwards: Vec<Forward> = runners.iter().zip(timing_inputs.iter().map(Vec::as_slice)).collect();
     let bar = ui.progress(1 + ROUNDS as u64, "timing");
@@ -138,11 +140,11 @@ pub fn verify(
 }
 
 /// Inputs short enough for the evaluator: the beginning of the first window, else a sample.
-fn probe(source: &Source, windows: Option<&Windows>) -> Result<Vec<(String, Tensor)>, Error> {
+fn probe(source: &Source, windows: Option<&Windows>, length: usize) -> Result<Vec<(String, Tensor)>, Error> {
     let Some(windows) = windows else {
-        return sample_inputs(&source.graph, &sample_sizes(&source.graph, LENGTH));
+        return sample_inputs(&source.graph, &sample_sizes(&source.graph, length));
     };
-    let length = windows.length().min(LENGTH);
+    let length = windows.length().min(length);
     let ids = windows.inputs(0).get(..length).unwrap_or_default().to_vec();
     let ids = Tensor::from_vec(vec![1, length], ids).map_err(|e| Error::input(e.to_string()))?;
     token_feeds(&source.graph, &ids)

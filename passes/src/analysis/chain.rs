@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::cache::{Cache, caches};
-use super::kind::{Mixing, kind_of, mixing};
+use super::kind::{Mixing, is_weight, kind_of, mixing};
 use super::lockstep::{describe, same_class};
 use super::region::{Reach, region, state_dependent};
 use super::stream::{Event, find_stream};
@@ -346,7 +346,7 @@ fn side_inputs(graph: &Graph, layers: &[Layer], states: &HashSet<ValueId>, reach
         let own: HashSet<ValueId> = layer.states().into_iter().collect();
         let operands = layer.nodes.iter().filter_map(|n| graph.node(*n)).flat_map(|n| n.operands());
         for v in operands {
-            let constant = graph.tensor(v).is_some() || is_shape_only(graph, v);
+            let constant = is_weight(graph, v) || is_shape_only(graph, v);
             let foreign_state = states.contains(&v) && !own.contains(&v);
             if foreign_state || (!reach.contains(v) && !constant && !own.contains(&v)) {
                 let layers = found.entry(v).or_default();

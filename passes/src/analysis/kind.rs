@@ -6,7 +6,7 @@ use std::fmt;
 use super::chain::{Layer, is_norm};
 use super::region::{Reach, region};
 use super::stream::Event;
-use crate::ir::{Graph, Node, NodeId, Op, Unary, ValueId};
+use crate::ir::{Binary, Graph, Node, NodeId, Op, Reduce, Unary, ValueId};
 
 /// How layers place their normalisations and branches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -113,11 +113,12 @@ fn scores(graph: &Graph, v: ValueId, nodes: &HashSet<NodeId>, reach: &Reach) -> 
     found
 }
 
-/// Whether `v` is a constant, or a view of one.
-fn is_weight(graph: &Graph, mut v: ValueId) -> bool {
+/// Whether `v` is a constant, or a view of one, or one whose elements are stored as integers.
+pub(super) fn is_weight(graph: &Graph, mut v: ValueId) -> bool {
     while let Some(node) = graph.producing(v) {
         match (&node.op, node.input(0)) {
             (Op::Transpose { .. } | Op::Cast { .. } | Op::Reshape { .. } | Op::Identity, Some(x)) => v = x,
+            (Op::Dequantize { .. }, Some(x)) => v = x,
             _ => return false,
         }
     }
@@ -174,17 +175,20 @@ impl Branch {
             readers.iter().flat_map(|n| n.operands()).filter(|v| own.contains(v)).collect();
         read.sort_unstable();
         read.dedup();
+        // Quantisation in between leaves the parts of an activation by themselves.
         let activation = |n: &Node| {
             let smooth = matches!(
                 n.op,
                 Op::Unary(Unary::Relu | Unary::Silu | Unary::GeluErf | Unary::GeluTanh | Unary::Swish { .. })
+                    | Op::Unary(Unary::Erf | Unary::Tanh | Unary::Sigmoid)
             );
             smooth || matches!(&n.op, Op::Opaque(o) if o.op_type.contains("Gelu"))
         };
         Branch {
             attends: nodes.iter().any(|n| mixing_of(graph, *n, &nodes, reach) != Mixing::None),
             activates: all().any(activation),
-            norm_first: !readers.is_empty() && readers.iter().all(|n| normalises(n)),
+            norm_first: !readers.is_empty()
+                && (readers.iter().all(|n| normalises(n)) || starts_in_parts(graph, &nodes, &own)),
             norm_last: ends_in_norm(graph, branch, &nodes),
             read,
         }
@@ -199,6 +203,75 @@ fn normalises(node: &Node) -> bool {
     }
 }
 
+/// Steps between a mean over the features and what is normalised with it.
+const STATISTIC_STEPS: usize = 12;
+
+/// Whether `v` is made of a mean over the features, with constants.
+fn is_statistic(graph: &Graph, mut v: ValueId) -> bool {
+    for _ in 0..STATISTIC_STEPS {
+        let Some(node) = graph.producing(v) else { return false };
+        if let Op::Reduce { op: Reduce::Mean, axes, .. } = &node.op {
+            return node.input(0).and_then(|x| graph.shape(x)).is_some_and(|s| axes[..] == [s.len() - 1]);
+        }
+        let mut computed = node.operands().filter(|v| !is_weight(graph, *v));
+        let (Some(only), None, true) = (computed.next(), computed.next(), passes(&node.op)) else {
+            return false;
+        };
+        v = only;
+    }
+    false
+}
+
+/// Operators that a value goes through on its way into or out of a normalisation.
+fn passes(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Cast { .. }
+            | Op::Identity
+            | Op::Unary(_)
+            | Op::Binary(_)
+            | Op::Quantize { .. }
+            | Op::Dequantize { .. }
+            | Op::Expand
+    )
+}
+
+/// What a node divides by its statistic: it is the last step of a normalisation in parts, such as quantisation
+/// of its sums leaves.
+fn normalised(graph: &Graph, node: &Node) -> Option<ValueId> {
+    let (Op::Binary(Binary::Mul | Binary::Div), Some(a), Some(b)) = (&node.op, node.input(0), node.input(1))
+    else {
+        return None;
+    };
+    match (is_statistic(graph, a), is_statistic(graph, b)) {
+        (false, true) if !is_weight(graph, a) => Some(a),
+        (true, false) if !is_weight(graph, b) && node.op == Op::Binary(Binary::Mul) => Some(b),
+        _ => None,
+    }
+}
+
+/// Whether a branch starts in a normalisation in parts of one of the states.
+fn starts_in_parts(graph: &Graph, nodes: &HashSet<NodeId>, states: &HashSet<ValueId>) -> bool {
+    let of_state = |mut v: ValueId| loop {
+        if states.contains(&v) {
+            return true;
+        }
+        let way = |n: &&Node| passes(&n.op) && normalised(graph, n).is_none();
+        let Some(node) = graph.producing(v).filter(way) else { return false };
+        // Less its mean, where there is one.
+        let mut computed = node.operands().filter(|v| !is_weight(graph, *v) && !is_statistic(graph, *v));
+        match (computed.next(), computed.next()) {
+            (Some(only), None) => v = only,
+            _ => return false,
+        }
+    };
+    let computes =
+        |n: &Node| matches!(n.op, Op::MatMul | Op::MatMulInteger | Op::Gemm { .. } | Op::Einsum { .. });
+    let mut all = nodes.iter().filter_map(|n| graph.node(*n));
+    all.clone().any(|n| normalised(graph, n).is_some_and(of_state))
+        && !all.any(|n| computes(n) && n.operands().any(of_state))
+}
+
 /// Whether a branch ends in a normalisation, up to scales, biases and casts.
 fn ends_in_norm(graph: &Graph, branch: ValueId, nodes: &HashSet<NodeId>) -> bool {
     let mut v = branch;
@@ -206,14 +279,126 @@ fn ends_in_norm(graph: &Graph, branch: ValueId, nodes: &HashSet<NodeId>) -> bool
         let Some(node) = graph.producer(v).filter(|n| nodes.contains(n)).and_then(|n| graph.node(n)) else {
             return false;
         };
-        if normalises(node) {
+        if normalises(node) || normalised(graph, node).is_some() {
             return true;
         }
-        let computed = |v: &ValueId| graph.tensor(*v).is_none();
-        let operands: Vec<ValueId> = node.operands().filter(computed).collect();
-        v = match (&node.op, &operands[..]) {
-            (Op::Cast { .. } | Op::Identity | Op::Binary(_), [only]) => *only,
+        let operands: Vec<ValueId> = node.operands().filter(|v| !is_weight(graph, *v)).collect();
+        v = match &operands[..] {
+            [only] if passes(&node.op) && !matches!(node.op, Op::Unary(_)) => *only,
             _ => return false,
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::analysis::find_chain;
+    use crate::ir::{Attention, DType, Dim, Tensor, Type};
+
+    struct Build(Graph);
+
+    impl Build {
+        fn op(&mut self, op: Op, operands: &[ValueId]) -> ValueId {
+            self.0.add(op, operands).unwrap()
+        }
+
+        fn weight(&mut self, shape: &[usize]) -> ValueId {
+            let n: usize = shape.iter().product();
+            let data = (0..n).map(|i| (i % 7) as f32 * 0.1 - 0.3).collect();
+            self.0.constant(Tensor::from_vec(shape.to_vec(), data).unwrap())
+        }
+
+        /// To integers and back.
+        fn rounded(&mut self, x: ValueId) -> ValueId {
+            let scale = self.0.scalar(0.05f32);
+            let q = self.op(Op::Quantize { to: DType::I8, blocks: None }, &[x, scale]);
+            self.op(Op::Dequantize { blocks: None }, &[q, scale])
+        }
+
+        /// A root mean square norm whose sum is rounded, so that nothing recognises it as a whole.
+        fn norm(&mut self, x: ValueId) -> ValueId {
+            let (two, epsilon) = (self.0.scalar(2f32), self.0.scalar(1e-5f32));
+            let squares = self.op(Op::Binary(Binary::Pow), &[x, two]);
+            let mean = self.op(Op::Reduce { op: Reduce::Mean, axes: vec![2], keepdims: true }, &[squares]);
+            let mean = self.rounded(mean);
+            let sum = self.op(Op::Binary(Binary::Add), &[mean, epsilon]);
+            let sum = self.rounded(sum);
+            let root = self.op(Op::Unary(Unary::Sqrt), &[sum]);
+            let y = self.op(Op::Binary(Binary::Div), &[x, root]);
+            let weight = self.weight(&[8]);
+            let y = self.op(Op::Binary(Binary::Mul), &[weight, y]);
+            self.rounded(y)
+        }
+
+        fn product(&mut self, x: ValueId, shape: [usize; 2]) -> ValueId {
+            let w = self.weight(&shape);
+            let y = self.op(Op::MatMul, &[x, w]);
+            self.rounded(y)
+        }
+
+        fn attention(&mut self, x: ValueId) -> ValueId {
+            let heads = [0; 3].map(|_| {
+                let y = self.product(x, [8, 8]);
+                self.op(Op::Unsqueeze { axes: vec![1] }, &[y])
+            });
+            let a = Attention { scale: 0.5, causal: true, window: None, softcap: None, safe: false };
+            let y = self.op(Op::Attention(a), &heads);
+            let y = self.op(Op::Squeeze { axes: vec![1] }, &[y]);
+            self.product(y, [8, 8])
+        }
+
+        fn mlp(&mut self, x: ValueId) -> ValueId {
+            let x = self.product(x, [8, 16]);
+            let x = self.op(Op::Unary(Unary::Erf), &[x]);
+            self.product(x, [16, 8])
+        }
+
+        fn sum(&mut self, a: ValueId, b: ValueId) -> ValueId {
+            let y = self.op(Op::Binary(Binary::Add), &[a, b]);
+            self.rounded(y)
+        }
+    }
+
+    type Part = fn(&mut Build, ValueId) -> ValueId;
+
+    fn kind(layer: impl Fn(&mut Build, ValueId) -> ValueId) -> Kind {
+        let mut build = Build(Graph::new("quantised"));
+        let dims = vec![Dim::symbol("batch"), Dim::symbol("seq"), Dim::from(8usize)];
+        let mut x = build.0.add_input("x", Type::new(DType::F32, dims));
+        for _ in 0..3 {
+            x = layer(&mut build, x);
+        }
+        build.0.add_output("y", x);
+        let chain = find_chain(&build.0).unwrap();
+        assert_eq!(chain.layers.len(), 3);
+        assert!(chain.side_inputs.is_empty());
+        chain.kind
+    }
+
+    #[test]
+    fn styles_are_told_of_norms_and_activations_in_parts() {
+        let one_by_one = |before: bool, after: bool| {
+            kind(move |b, mut x| {
+                for part in [Build::attention as Part, Build::mlp] {
+                    let mut y = if before { b.norm(x) } else { x };
+                    y = part(b, y);
+                    y = if after { b.norm(y) } else { y };
+                    x = b.sum(x, y);
+                }
+                x
+            })
+        };
+        assert_eq!(one_by_one(true, false), Kind::PreNorm);
+        assert_eq!(one_by_one(false, true), Kind::PostNorm);
+        assert_eq!(one_by_one(true, true), Kind::SandwichNorm);
+        assert_eq!(one_by_one(false, false), Kind::Other);
+        let together = kind(|b, x| {
+            let normed = b.norm(x);
+            let (attention, mlp) = (b.attention(normed), b.mlp(normed));
+            let both = b.sum(attention, mlp);
+            b.sum(x, both)
+        });
+        assert_eq!(together, Kind::ParallelResidual);
     }
 }

@@ -6,15 +6,15 @@
 //! ```
 //!
 //! A *join* adds a branch to the state that the branch was computed from. A *map* changes the state on
-//! the skip path without a branch: a cast, a scale by a constant, a rounding to integers and back, a mix with
-//! a side input, in post-norm models the normalisation, in hyper-connections the mixing of the streams. The
+//! the skip path without a branch: a cast, a scale by a constant or by a mask of tokens, a rounding to integers
+//! and back, a mix with a side input, in post-norm models the normalisation, in hyper-connections the mixing of the streams. The
 //! stream is found in one walk in order of evaluation: every value keeps the best way that leads to it.
 
 use std::collections::{BinaryHeap, HashSet};
 
 use super::chain::Stopped;
 use super::mixing::Mixing;
-use crate::ir::{Binary, Graph, Node, NodeId, Op, Type, Unary, ValueId};
+use crate::ir::{Binary, Dim, Graph, Node, NodeId, Op, Type, Unary, ValueId};
 
 /// One step of the stream, from a state to the next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -219,7 +219,8 @@ fn state_operands(graph: &Graph, node: &Node) -> Vec<(ValueId, Option<ValueId>)>
         }
         (Op::Binary(Binary::Mul), Some(a), Some(b)) => {
             let both = [(a, Some(b)), (b, Some(a))];
-            both.into_iter().filter(|(s, o)| fits(s) && o.is_some_and(constant) && !constant(*s)).collect()
+            let factor = |v: ValueId| constant(v) || is_mask(graph, v);
+            both.into_iter().filter(|(s, o)| fits(s) && o.is_some_and(factor) && !constant(*s)).collect()
         }
         (Op::Binary(Binary::Div | Binary::Sub), Some(a), Some(b)) => {
             let sub = node.op == Op::Binary(Binary::Sub);
@@ -230,6 +231,33 @@ fn state_operands(graph: &Graph, node: &Node) -> Vec<(ValueId, Option<ValueId>)>
         }
         _ => vec![],
     }
+}
+
+/// How many nodes a mask of tokens may be made by.
+const MASK_NODES: usize = 16;
+
+/// Whether `v` is a number for each token, made of integers (ids, positions or a mask) alone.
+fn is_mask(graph: &Graph, v: ValueId) -> bool {
+    let per_token = |t: &Type| t.rank() > 1 && t.shape.last() == Some(&Dim::ONE);
+    if !graph.ty(v).is_some_and(per_token) {
+        return false;
+    }
+    let (mut waiting, mut seen) = (vec![v], HashSet::new());
+    while let Some(v) = waiting.pop() {
+        let Some(id) = graph.producer(v) else {
+            match graph.tensor(v).is_some() || graph.ty(v).is_some_and(|t| !t.dtype.is_float()) {
+                true => continue,
+                false => return false,
+            }
+        };
+        if seen.insert(id) {
+            waiting.extend(graph.node(id).into_iter().flat_map(Node::operands));
+        }
+        if seen.len() > MASK_NODES {
+            return false;
+        }
+    }
+    !seen.is_empty()
 }
 
 /// What integers are the quantised form of: a state goes on when they are turned back.

@@ -77,18 +77,19 @@ impl Transfer {
             };
         }
         // The other operand is the state, perhaps by now another value than the event says.
-        let factor = || node.operands().find_map(|v| graph.tensor(v))?.item();
+        let constant = || node.operands().find_map(|v| graph.tensor(v));
+        let scaled = |by: fn(f64) -> f64| match constant().map(|t| t.item()) {
+            Some(Some(factor)) => Transfer::Scale(by(factor)),
+            Some(None) => Transfer::Other("a factor per feature"),
+            None => Transfer::Other("a factor per token"),
+        };
         match node.op {
             Op::Identity | Op::Cast { .. } | Op::Binary(Binary::Add | Binary::Sub) => Transfer::Identity,
             // Integers and back: the state up to rounding.
             Op::Dequantize { .. } => Transfer::Identity,
             Op::Unary(Unary::Neg) => Transfer::Scale(-1.0),
-            Op::Binary(Binary::Mul) => {
-                factor().map_or(Transfer::Other("a factor per feature"), Transfer::Scale)
-            }
-            Op::Binary(Binary::Div) => {
-                factor().map_or(Transfer::Other("a factor per feature"), |f| Transfer::Scale(1.0 / f))
-            }
+            Op::Binary(Binary::Mul) => scaled(|f| f),
+            Op::Binary(Binary::Div) => scaled(|f| 1.0 / f),
             Op::LayerNorm { .. } | Op::RmsNorm { .. } => Transfer::Other("a normalisation"),
             _ => Transfer::Other("an operator that is not linear"),
         }

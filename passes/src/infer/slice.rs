@@ -90,6 +90,7 @@ fn clamped(n: &Dim, bound: &Dim) -> Option<Dim> {
     }
     match bound.known() {
         Some(b) if b >= HUGE => Some(n.clone()),
+        Some(0) => Some(Dim::ZERO),
         Some(_) => Some(bound.minimum(n)),
         None => bound.is_non_negative_for_sizes().then(|| bound.minimum(n)),
     }

@@ -98,14 +98,20 @@ impl Dim {
     ///
     /// Different expressions may turn out equal, or one of them 1, when bound, so they give their
     /// maximum. Where one is never larger than the other that is the other: `t` against `min(256, t)` (a
-    /// slice of a table of 256 positions) is `t`, and `past + t` against `t` is `past + t`. One that is 0 or 1
-    /// leaves the other or nothing: their product.
+    /// slice of a table of 256 positions) is `t`, and `past + t` against `t` is `past + t`. As sizes are never
+    /// negative, `n` against `max(0, n)` is `n`. One that is 0 or 1 leaves the other or nothing: their product.
     pub fn broadcast(&self, other: &Dim) -> Option<Dim> {
         if self == other || *other == Dim::ONE {
             return Some(self.clone());
         }
         if *self == Dim::ONE {
             return Some(other.clone());
+        }
+        if *self == other.maximum(&Dim::ZERO) {
+            return Some(other.clone());
+        }
+        if *other == self.maximum(&Dim::ZERO) {
+            return Some(self.clone());
         }
         match (self.known(), other.known()) {
             (Some(_), Some(_)) => None,
