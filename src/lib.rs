@@ -14,6 +14,7 @@ pub mod language;
 pub mod npz;
 pub mod onnx;
 pub mod plan_file;
+pub mod preheat;
 pub mod samples;
 pub mod source;
 pub mod summary;

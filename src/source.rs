@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use snlp_passes::analysis::{Chain, Stopped, find_chain};
 use snlp_passes::ir::{DType, Def, Graph, Op, Tensor};
 use snlp_passes::plan::{PlacedPlan, Plan, PlanError};
-use snlp_passes::rewrite::{CleanUpReport, Parallelized, clean_up, parallelize};
+use snlp_passes::rewrite::{CleanUpReport, Parallelized, Predictions, clean_up, parallelize_with};
 
 use crate::error::{Error, Kind};
 use crate::language::inputs::one_sequence;
 use crate::onnx::{ErrorKind, Model, NEWEST_IR, OnnxError};
+use crate::preheat;
 use crate::text;
 
 /// Keys that a converted model carries.
@@ -230,11 +231,22 @@ impl Source {
         if plan.is_sequential() {
             return Ok(Parallelized { graph: self.graph.clone(), segments: vec![], corrections: 0 });
         }
-        parallelize(&self.graph, self.chain()?, plan).map_err(|e| {
+        parallelize_with(&self.graph, self.chain()?, plan, &self.predictions(plan)?).map_err(|e| {
             Error::input(format!("{}: plan '{plan}' cannot be applied", self.path.display()))
                 .because(e)
                 .help("try another division of the layers; 'snlp inspect' shows the classes")
         })
+    }
+
+    /// What a plan's segments start from, where they start from predictions.
+    ///
+    /// # Errors
+    /// When nothing was calibrated for this model.
+    pub fn predictions(&self, plan: &PlacedPlan) -> Result<Predictions, Error> {
+        match plan.preheats() {
+            true => preheat::required(&self.path, &self.model.info.sha256),
+            false => Ok(Predictions::new()),
+        }
     }
 
     /// Elements of all weights (constants of a float type, and quantised ones of 8 bits); scalars are none.

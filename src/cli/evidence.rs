@@ -14,7 +14,8 @@ use snlp::language::windows::Windows;
 use snlp::passes::analysis::{Chain, find_chain};
 use snlp::passes::ir::{Binary, Graph, GraphError, Op, Reduce, Tensor, ValueId};
 use snlp::passes::plan::PlacedPlan;
-use snlp::passes::rewrite::{merge, parallelize};
+use snlp::passes::rewrite::{Predictions, merge, parallelize_with};
+use snlp::preheat;
 use snlp::source::Source;
 
 use super::evaluate::Evaluation;
@@ -33,6 +34,7 @@ pub type StateErrors = Vec<Option<f64>>;
 pub struct Tapped {
     graph: Graph,
     chain: Chain,
+    predictions: Predictions,
 }
 
 impl Tapped {
@@ -55,7 +57,8 @@ impl Tapped {
         if outputs(&chain) != layers.iter().map(|l| l.output).collect::<Vec<_>>() {
             return Err(Error::new(Kind::Internal, "the chain is another one when its states are read"));
         }
-        Ok(Tapped { graph, chain })
+        let predictions = preheat::beside(&source.path, &source.model.info.sha256)?.unwrap_or_default();
+        Ok(Tapped { graph, chain, predictions })
     }
 
     /// The states alone, under a plan; none when the chain cannot be rewritten so.
@@ -63,7 +66,7 @@ impl Tapped {
         let plan = plan.clone().settle_caches(|_| false);
         let mut graph = match plan.is_sequential() {
             true => self.graph.clone(),
-            false => parallelize(&self.graph, &self.chain, &plan).ok()?.graph,
+            false => parallelize_with(&self.graph, &self.chain, &plan, &self.predictions).ok()?.graph,
         };
         graph.outputs.retain(|o| o.name.starts_with("state."));
         graph.remove_dead();

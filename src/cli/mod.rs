@@ -5,6 +5,7 @@
 
 mod args;
 mod backend;
+mod calibrate;
 mod completions;
 mod convert;
 #[cfg(feature = "cpu")]
@@ -82,6 +83,7 @@ enum Command {
     Devices(devices::Devices),
     Completions(completions::Completions),
     Plan(plan::PlanSearch),
+    Calibrate(calibrate::Calibrate),
     Generate(generate::Generate),
     Bench(later::Bench),
 }
@@ -96,6 +98,7 @@ impl Command {
             Command::Devices(c) => c.run(common, ui),
             Command::Completions(c) => c.run(),
             Command::Plan(c) => c.run(common, ui),
+            Command::Calibrate(c) => c.run(common, ui),
             Command::Generate(c) => c.run(common, ui),
             Command::Bench(_) => Err(Error::not_yet("snlp bench")),
         }

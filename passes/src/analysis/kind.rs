@@ -6,7 +6,7 @@ use std::fmt;
 use super::chain::{Layer, is_norm};
 use super::region::{Reach, region};
 use super::stream::Event;
-use crate::ir::{Binary, Graph, Node, NodeId, Op, Reduce, Unary, ValueId};
+use crate::ir::{Binary, Dim, Graph, Node, NodeId, Op, Reduce, Unary, ValueId};
 
 /// How layers place their normalisations and branches.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,14 +175,23 @@ impl Branch {
             readers.iter().flat_map(|n| n.operands()).filter(|v| own.contains(v)).collect();
         read.sort_unstable();
         read.dedup();
-        // Quantisation in between leaves the parts of an activation by themselves.
-        let activation = |n: &Node| {
-            let smooth = matches!(
-                n.op,
-                Op::Unary(Unary::Relu | Unary::Silu | Unary::GeluErf | Unary::GeluTanh | Unary::Swish { .. })
-                    | Op::Unary(Unary::Erf | Unary::Tanh | Unary::Sigmoid)
-            );
-            smooth || matches!(&n.op, Op::Opaque(o) if o.op_type.contains("Gelu"))
+        let width = |v: ValueId| graph.shape(v).map(|s| (s.len(), s.last().and_then(Dim::known)));
+        let state = width(layer.input);
+        // As wide as the state at least, so neither a gate nor a cap of scores.
+        let wide = |n: &Node| {
+            let own = n.input(0).and_then(width);
+            own.zip(state).is_some_and(|((rank, own), (state_rank, state))| {
+                rank == state_rank && own.is_some() && own >= state
+            })
+        };
+        let activation = |n: &Node| match &n.op {
+            Op::Unary(Unary::Relu | Unary::Silu | Unary::GeluErf | Unary::GeluTanh | Unary::Swish { .. }) => {
+                true
+            }
+            // What quantisation in between leaves of one.
+            Op::Unary(Unary::Erf | Unary::Tanh | Unary::Sigmoid) => wide(n),
+            Op::Opaque(o) => o.op_type.contains("Gelu"),
+            _ => false,
         };
         Branch {
             attends: nodes.iter().any(|n| mixing_of(graph, *n, &nodes, reach) != Mixing::None),
@@ -294,7 +303,7 @@ fn ends_in_norm(graph: &Graph, branch: ValueId, nodes: &HashSet<NodeId>) -> bool
 mod tests {
     use super::*;
     use crate::analysis::find_chain;
-    use crate::ir::{Attention, DType, Dim, Tensor, Type};
+    use crate::ir::{Attention, DType, Tensor, Type};
 
     struct Build(Graph);
 

@@ -3,7 +3,7 @@
 //! ```text
 //! PLAN    := "sequential" | SEGMENT (" " SEGMENT)*
 //! SEGMENT := ["N*"] ( "sN" | "CxFM" ["[" OPTION ("," OPTION)* "]"] )
-//! OPTION  := k=N | init=h0|batch_fwd | surrogate=auto|identity|transfer|jacobi | elk=0.1 | avg | tap=partial|unit
+//! OPTION  := k=N | init=h0|batch_fwd|preheat | surrogate=auto|identity|transfer|jacobi | elk=0.1 | avg | tap=partial|unit
 //!          | kv=exact|shared
 //! ```
 //!
@@ -25,6 +25,8 @@ pub enum Init {
     H0,
     /// Each unit evaluated on the segment's input.
     BatchForward,
+    /// What a calibrated affine map of low rank predicts from the chain's input.
+    Preheat,
 }
 
 /// What stands for the Jacobian of a unit (METHOD §1).
@@ -210,6 +212,13 @@ impl PlacedPlan {
         self
     }
 
+    /// Whether a segment starts from calibrated predictions.
+    pub fn preheats(&self) -> bool {
+        self.segments
+            .iter()
+            .any(|s| matches!(s, Segment::Parallel(p) if p.init == Init::Preheat && p.units > 1))
+    }
+
     /// Whether decoding with the model's caches approximates the plan's full forward: with fewer iterations
     /// than units, caches of the last one hold what the others did not see.
     pub fn shares_caches(&self) -> bool {
@@ -246,8 +255,10 @@ impl fmt::Display for Parallel {
         if self.iterations != 1 {
             options.push(format!("k={}", self.iterations));
         }
-        if self.init == Init::BatchForward {
-            options.push("init=batch_fwd".into());
+        match self.init {
+            Init::H0 => {}
+            Init::BatchForward => options.push("init=batch_fwd".into()),
+            Init::Preheat => options.push("init=preheat".into()),
         }
         match self.surrogate {
             SurrogateChoice::Auto => {}

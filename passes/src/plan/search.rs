@@ -192,8 +192,9 @@ fn best(
 const ELK: [f64; 3] = [0.0, 0.1, 0.2];
 
 /// Plans that differ from one in a single choice: a segment with a unit more or fewer at either end, one
-/// layer further, with another number of iterations, another first guess, other damping, or other fusing.
-pub fn neighbours(plan: &Plan, layers: usize) -> Vec<Plan> {
+/// layer further, with another number of iterations, another first guess (one of `inits`), other damping, or other
+/// fusing.
+pub fn neighbours(plan: &Plan, layers: usize, inits: &[Init]) -> Vec<Plan> {
     let mut at = 0;
     let mut placed = vec![];
     for segment in plan.place(layers).map(|p| p.segments).unwrap_or_default() {
@@ -229,8 +230,9 @@ pub fn neighbours(plan: &Plan, layers: usize) -> Vec<Plan> {
             }
         }
         if p.units > 1 {
-            let init = if p.init == Init::H0 { Init::BatchForward } else { Init::H0 };
-            push(Some(start), Parallel { init, ..p });
+            for init in inits.iter().copied().filter(|init| *init != p.init) {
+                push(Some(start), Parallel { init, ..p });
+            }
             for elk in ELK.into_iter().filter(|elk| *elk != p.elk) {
                 push(Some(start), Parallel { elk, ..p });
             }
@@ -322,7 +324,8 @@ mod tests {
     #[test]
     fn neighbours_differ_in_one_choice_and_fit() {
         let plan: Plan = "s2 4xF1 s2".parse().unwrap();
-        let all: Vec<String> = neighbours(&plan, 8).iter().map(ToString::to_string).collect();
+        let all: Vec<String> =
+            neighbours(&plan, 8, &[Init::H0, Init::BatchForward]).iter().map(ToString::to_string).collect();
         for expected in [
             "s1 5xF1 s2",
             "s2 5xF1 s1",
@@ -342,10 +345,10 @@ mod tests {
             assert_eq!(plan.segments.iter().map(Segment::layers).sum::<usize>(), 8, "{text}");
         }
         // Segments that touch do not grow into one another.
-        for plan in neighbours(&"2xF1 2xF1".parse().unwrap(), 4) {
+        for plan in neighbours(&"2xF1 2xF1".parse().unwrap(), 4, &[Init::Preheat]) {
             assert!(plan.place(4).is_ok(), "{plan}");
         }
-        assert!(neighbours(&Plan::sequential(), 8).is_empty());
+        assert!(neighbours(&Plan::sequential(), 8, &[Init::Preheat]).is_empty());
     }
 
     #[test]

@@ -53,7 +53,9 @@ pub use driver::{CleanUpReport, apply_pass, clean_up, clean_up_exact};
 pub use instantiate::{StandsFor, instantiate};
 pub use lower::{Dialect, Quantization, ScaleForm, lower, scale_form};
 pub use merge::{MergeError, merge};
-pub use parallelize::{ParallelizeError, Parallelized, SegmentReport, parallelize};
+pub use parallelize::{
+    ParallelizeError, Parallelized, Prediction, Predictions, SegmentReport, parallelize, parallelize_with,
+};
 pub use stage::{SplitError, Stages};
 pub use vectorize::VectorizeError;
 

@@ -3,7 +3,7 @@
 //! For every parallel segment of `C` units with input `h`:
 //!
 //! ```text
-//!   s = h (h0)  or  units(h) (batch_fwd)
+//!   s = h (h0)  or  units(h) (batch_fwd)  or  a prediction from the chain's input (preheat)
 //!   K times:   f = units([h, s_1 .. s_{C-1}])        one batched evaluation
 //!              s = correction(f, s)                  METHOD §1
 //!   the segment's output is s_C; taps read s_j, or a partial sum plus unit j's correction (METHOD §4)
@@ -14,10 +14,12 @@
 //! and the original layers die.
 
 mod measured;
+mod preheat;
 
 use std::collections::{BTreeMap, HashMap};
 
 use measured::Measured;
+pub use preheat::{Prediction, Predictions};
 
 use super::PassError;
 use super::driver::clean_up_exact;
@@ -91,15 +93,31 @@ pub enum ParallelizeError {
 }
 
 /// Applies a plan to a cleaned-up graph and its chain.
+///
+/// # Errors
+/// When a segment cannot be rewritten, or starts from predictions: see [`parallelize_with`].
 pub fn parallelize(
     graph: &Graph,
     chain: &Chain,
     plan: &PlacedPlan,
 ) -> Result<Parallelized, ParallelizeError> {
+    parallelize_with(graph, chain, plan, &Predictions::new())
+}
+
+/// As [`parallelize`], with what `init=preheat` starts from.
+///
+/// # Errors
+/// When a segment cannot be rewritten.
+pub fn parallelize_with(
+    graph: &Graph,
+    chain: &Chain,
+    plan: &PlacedPlan,
+    predictions: &Predictions,
+) -> Result<Parallelized, ParallelizeError> {
     if plan.layers != chain.layers.len() {
         return Err(ParallelizeError::Layers { plan: plan.layers, chain: chain.layers.len() });
     }
-    let mut rewrite = Rewrite { graph: graph.clone(), chain, replaced: HashMap::new() };
+    let mut rewrite = Rewrite { graph: graph.clone(), chain, predictions, replaced: HashMap::new() };
     let mut segments = Vec::new();
     let mut first = 0;
     for segment in &plan.segments {
@@ -126,6 +144,7 @@ pub fn parallelize(
 struct Rewrite<'a> {
     graph: Graph,
     chain: &'a Chain,
+    predictions: &'a Predictions,
     /// States of the original that a rewritten segment has replaced.
     replaced: HashMap<ValueId, ValueId>,
 }
@@ -186,6 +205,7 @@ impl Rewrite<'_> {
             context: &context,
             plan: p,
             surrogate: &surrogate,
+            predictions: self.predictions,
             escapes: &escapes,
             caches: &caches,
             input,
@@ -302,6 +322,7 @@ struct Solver<'a> {
     context: &'a SegmentContext<'a>,
     plan: &'a Parallel,
     surrogate: &'a Surrogate,
+    predictions: &'a Predictions,
     escapes: &'a [Escape],
     /// Those of which every evaluation has its own.
     caches: &'a [Cache],
@@ -358,6 +379,7 @@ impl Solver<'_> {
         let mut old = match self.plan.init {
             Init::H0 => Estimates::Input,
             Init::BatchForward => Estimates::Units(self.before_last(graph, input, 0)?.outputs),
+            Init::Preheat => Estimates::Units(self.preheated(graph)?),
         };
         for k in 1..self.plan.effective_iterations() {
             let input = self.unit_inputs(graph, old)?;

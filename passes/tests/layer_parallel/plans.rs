@@ -8,11 +8,13 @@ use proptest::test_runner::TestCaseError;
 use snlp_passes::analysis::{Chain, find_chain};
 use snlp_passes::ir::{DType, Graph, Tensor};
 use snlp_passes::plan::{Init, Parallel, Plan, Segment, SurrogateChoice, TapRule};
-use snlp_passes::rewrite::{ParallelizeError, clean_up, parallelize};
+use snlp_passes::rewrite::{
+    ParallelizeError, Prediction, Predictions, clean_up, parallelize, parallelize_with,
+};
 
 use crate::build::build;
 use crate::reference::{forward, largest_state};
-use crate::spec::{Activation, Model, Placement, Spec, fit, segments, specs};
+use crate::spec::{Activation, INITS, Model, Placement, Spec, calibrated, fit, segments, specs};
 use crate::{agree, cases, run, text};
 
 type Outputs = BTreeMap<String, Vec<f64>>;
@@ -40,9 +42,22 @@ impl Prepared {
 
     pub fn rewritten(&self, plan: &[Segment]) -> Result<Graph, ParallelizeError> {
         let placed = Plan { segments: plan.to_vec() }.place(self.chain.layers.len()).expect("fits");
-        let mut graph = parallelize(&self.graph, &self.chain, &placed)?.graph;
+        let mut graph = parallelize_with(&self.graph, &self.chain, &placed, &self.predictions())?.graph;
         clean_up(&mut graph).expect("cleans up");
         Ok(graph)
+    }
+
+    fn predictions(&self) -> Predictions {
+        let spec = &self.model.spec;
+        let tensor = |shape: &[usize], data: Vec<f64>| {
+            Tensor::from_vec(shape.to_vec(), data.iter().map(|x| *x as f32).collect()).expect("fits")
+        };
+        let of_layer = |layer: usize| {
+            let [bias, down, up] = calibrated(spec, layer);
+            let d = spec.hidden;
+            Prediction { bias: tensor(&[d], bias), down: tensor(&[d, 2], down), up: tensor(&[2, d], up) }
+        };
+        (0..spec.layers.len()).map(|layer| (layer, of_layer(layer))).collect()
     }
 
     fn outputs(&self, plan: &[Segment]) -> Result<Outputs, TestCaseError> {
@@ -170,14 +185,14 @@ fn sequential_plans_change_nothing() {
 
 #[test]
 fn one_unit_per_layer_and_as_many_iterations_are_sequential() {
-    let options = (0u8..6, any::<bool>(), 0.0f64..0.9, 0usize..4);
-    cases(64, &(specs(6), options), |(spec, (surrogate, batch, elk, prefix))| {
+    let options = (0u8..6, 0usize..3, 0.0f64..0.9, 0usize..4);
+    cases(64, &(specs(6), options), |(spec, (surrogate, init, elk, prefix))| {
         let prepared = Prepared::new(&spec);
         let units = spec.layers.len() - prefix.min(spec.layers.len() - 1);
         let mut p = Parallel::new(units, 1);
         p.iterations = units;
         p.elk = elk;
-        p.init = if batch { Init::BatchForward } else { Init::H0 };
+        p.init = INITS[init];
         p.surrogate = match surrogate {
             0 => SurrogateChoice::Jacobi,
             1 if spec.placement == Placement::Pre => SurrogateChoice::Transfer,

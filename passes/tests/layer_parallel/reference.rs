@@ -6,7 +6,7 @@ use snlp_passes::plan::{Init, Parallel, Segment, SurrogateChoice, TapRule};
 
 use crate::build::order;
 use crate::spec::{
-    Activation, Blocks, EPSILON, Matrix, Mlp, Model, Norm, NormWeights, Placement, Prefix, Side,
+    Activation, Blocks, EPSILON, Matrix, Mlp, Model, Norm, NormWeights, Placement, Prefix, Side, calibrated,
 };
 
 /// A state, `[batch, seq, hidden]`.
@@ -64,6 +64,19 @@ fn chain_input(model: &Model) -> State {
     }
 }
 
+/// METHOD §3: what the calibration says of the state behind a layer.
+fn predicted(model: &Model, layer: usize) -> State {
+    let d = model.spec.hidden;
+    let [bias, down, up] = calibrated(&model.spec, layer);
+    let rows = chain_input(model);
+    rows.chunks(d)
+        .flat_map(|x| {
+            let inner = [0, 1].map(|r| (0..d).map(|i| x[i] * down[2 * i + r]).sum::<f64>());
+            (0..d).map(|i| bias[i] + inner[0] * up[i] + inner[1] * up[d + i]).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
 /// METHOD §1 to §4: a parallel segment whose input is `states[first]`.
 fn solve(model: &Model, p: &Parallel, first: usize, states: &mut [State]) {
     let h = states[first].clone();
@@ -74,6 +87,7 @@ fn solve(model: &Model, p: &Parallel, first: usize, states: &mut [State]) {
         s.push(match p.init {
             Init::H0 => h.clone(),
             Init::BatchForward => unit(model, &unit_layers(j), &h, p.avg, p.fused).0,
+            Init::Preheat => predicted(model, first + (j + 1) * p.fused - 1),
         });
     }
     for k in 1..=p.iterations {

@@ -282,12 +282,14 @@ fn layers(
 }
 
 /// What a plan's segments are drawn from; [`fit`] makes them fit a chain.
-pub type RawSegment = (bool, usize, usize, (usize, bool, u8, f64, bool, bool));
+pub type RawSegment = (bool, usize, usize, (usize, u8, u8, f64, bool, bool));
+
+pub const INITS: [Init; 3] = [Init::H0, Init::BatchForward, Init::Preheat];
 
 /// Raw segments.
 pub fn segments(max: usize) -> impl Strategy<Value = Vec<RawSegment>> {
     let elk = prop_oneof![2 => Just(0.0), 1 => 0.05f64..0.9];
-    let options = (1usize..=4, any::<bool>(), 0u8..4, elk, any::<bool>(), any::<bool>());
+    let options = (1usize..=4, 0u8..3, 0u8..4, elk, any::<bool>(), any::<bool>());
     let units = prop_oneof![3 => 1usize..=3, 1 => 4usize..=8];
     let fused = prop_oneof![1 => Just(1), 1 => 2usize..=4];
     let segment = (proptest::bool::weighted(0.8), units, fused, options);
@@ -298,7 +300,7 @@ pub fn segments(max: usize) -> impl Strategy<Value = Vec<RawSegment>> {
 pub fn fit(raw: &[RawSegment], layers: usize) -> Vec<Segment> {
     let mut left = layers;
     let mut out = Vec::new();
-    for (parallel, units, fused, (iterations, batch, surrogate, elk, avg, unit)) in raw {
+    for (parallel, units, fused, (iterations, init, surrogate, elk, avg, unit)) in raw {
         if left == 0 {
             break;
         }
@@ -306,7 +308,7 @@ pub fn fit(raw: &[RawSegment], layers: usize) -> Vec<Segment> {
             let fused = (*fused).min(left);
             Segment::Parallel(Parallel {
                 iterations: *iterations,
-                init: if *batch { Init::BatchForward } else { Init::H0 },
+                init: INITS[usize::from(*init)],
                 surrogate: [
                     SurrogateChoice::Auto,
                     SurrogateChoice::Identity,
@@ -433,6 +435,14 @@ pub struct Model {
     /// `[batch, 1, seq, seq]`.
     pub mask: Vec<f64>,
     pub layers: Vec<LayerWeights>,
+}
+
+/// A calibration, as good as any: of the state behind a layer `bias [d]`, `down [d, 2]` and `up [2, d]`.
+pub fn calibrated(spec: &Spec, layer: usize) -> [Vec<f64>; 3] {
+    let mut rng = Rng::new(spec.seed ^ (layer as u64 + 1));
+    // In f32 exactly, as files hold them.
+    let mut draw = |n: usize| (0..n).map(|_| (rng.next() % 1024) as f64 / 1024.0 - 0.5).collect();
+    [draw(spec.hidden), draw(2 * spec.hidden), draw(2 * spec.hidden)]
 }
 
 impl Model {

@@ -1,6 +1,6 @@
 //! The one screen that a person reads.
 
-use snlp::passes::plan::{Parallel, Segment};
+use snlp::passes::plan::{Init, Parallel, Segment};
 use snlp::summary::{
     CacheSummary, ChainSummary, ClassSummary, FIGURES_LENGTH, Figures, LayerSummary, MixingSummary,
     OtherSummary, SideSummary, TapSummary,
@@ -312,8 +312,11 @@ fn merged(p: &Parallel, first: usize, chain: Option<&ChainSummary>) -> Vec<Strin
     out.push(format!("{batch}{fused}"));
     if p.units > 1 {
         let iterations = count(p.effective_iterations(), "iteration");
-        let init =
-            if p.init == snlp::passes::plan::Init::BatchForward { ", from a batched forward" } else { "" };
+        let init = match p.init {
+            Init::H0 => "",
+            Init::BatchForward => ", from a batched forward",
+            Init::Preheat => ", from a calibrated prediction",
+        };
         let each = if p.effective_iterations() > 1 { "each " } else { "" };
         out.push(format!("{iterations}{init}, {each}ending in a correction"));
     }

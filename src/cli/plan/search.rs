@@ -21,6 +21,7 @@ use snlp::language::windows::Windows;
 use snlp::passes::ir::Graph;
 use snlp::passes::plan::search::{Candidate, Family, candidates, neighbours};
 use snlp::passes::plan::{Init, Parallel, PlacedPlan, Plan, Segment};
+use snlp::preheat;
 use snlp::runtime::schedule::Profile;
 use snlp::source::plan_error;
 use snlp::summary::typical_schedule;
@@ -82,6 +83,8 @@ pub struct Search<'a> {
     pub scheduled: bool,
     /// The sequential model first.
     pub found: Vec<Found>,
+    /// First guesses that segments may start from.
+    inits: Vec<Init>,
     /// Texts of plans that were tried, whether they could be applied or not.
     tried: HashSet<String>,
     /// Whether a choice goes by measured time, in milliseconds by number of the plan.
@@ -98,6 +101,11 @@ impl<'a> Search<'a> {
         windows: Windows,
         ui: &'a Ui,
     ) -> Result<Self, Error> {
+        let source = evaluation.source;
+        let mut inits = vec![Init::H0, Init::BatchForward];
+        if preheat::beside(&source.path, &source.model.info.sha256)?.is_some() {
+            inits.push(Init::Preheat);
+        }
         let mut search = Search {
             evaluation,
             budget,
@@ -108,6 +116,7 @@ impl<'a> Search<'a> {
             windows,
             scheduled: true,
             found: vec![],
+            inits,
             tried: HashSet::new(),
             times: None,
         };
@@ -260,7 +269,7 @@ impl<'a> Search<'a> {
             init,
             ..Parallel::new(1, fused)
         };
-        let shapes = [
+        let mut shapes = vec![
             new(1, 1, Init::H0),
             new(1, 2, Init::H0),
             new(1, 1, Init::BatchForward),
@@ -270,6 +279,9 @@ impl<'a> Search<'a> {
             new(4, 1, Init::H0),
             new(6, 1, Init::H0),
         ];
+        if self.inits.contains(&Init::Preheat) {
+            shapes.extend([new(1, 1, Init::Preheat), new(1, 2, Init::Preheat)]);
+        }
         let mut asked = vec![];
         for (kind, shape) in shapes.iter().enumerate() {
             for start in (0..layers).step_by(step) {
@@ -366,7 +378,7 @@ impl<'a> Search<'a> {
         let mut near = vec![];
         for number in self.hopeful().into_iter().take(4) {
             let plan = Plan { segments: self.found[number].plan.segments.clone() };
-            near.extend(neighbours(&plan, layers));
+            near.extend(neighbours(&plan, layers, &self.inits));
         }
         for plan in near {
             if numbers.len() >= GENERATION_PLANS {
