@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::cache::{Cache, caches};
-use super::kind::{Mixing, is_weight, kind_of, mixing};
+use super::kind::{Mixing, attends, is_weight, kind_of, mixing};
 use super::lockstep::{describe, same_class};
 use super::region::{Reach, region, state_dependent};
 use super::stream::{Event, find_stream};
@@ -170,6 +170,7 @@ pub fn find_chain(graph: &Graph) -> Result<Chain, Stopped> {
     let input = layers.first().map_or(stream.origin, |l| l.input);
     let reach = state_dependent(graph, input);
     fill_nodes(graph, &mut layers, &stream_states, &reach);
+    refuse_shared_attention(graph, &layers, &reach)?;
     let classes = classify(graph, &mut layers, &reach);
     let kind = kind_of(graph, &layers, &stream_states, &reach);
     let hidden = graph.shape(input).and_then(|s| s.last()).cloned().unwrap_or(Dim::ZERO);
@@ -303,6 +304,28 @@ fn fill_nodes(graph: &Graph, layers: &mut [Layer], states: &HashSet<ValueId>, re
             .collect();
         layer.nodes.extend(region(graph, &sides, states, reach));
     }
+}
+
+/// What a layer computes of its state by attention reaches later layers through the state alone. Where it does
+/// not, the state is only one of several values that layers hand on.
+fn refuse_shared_attention(graph: &Graph, layers: &[Layer], reach: &Reach) -> Result<(), Stopped> {
+    let mut found: HashMap<NodeId, usize> = HashMap::new();
+    for (number, layer) in layers.iter().enumerate() {
+        let mut attention: Vec<&NodeId> =
+            layer.nodes.iter().filter(|n| attends(graph, **n, &layer.nodes, reach)).collect();
+        attention.sort_unstable();
+        for node in attention {
+            if let Some(earlier) = found.insert(*node, number) {
+                let reason = format!(
+                    "layer {number} reads what layer {earlier} attends to besides the state, as where residual \
+                     streams are values of their own: stack them along an axis of one"
+                );
+                let at = graph.node(*node).and_then(|n| n.outputs.first().copied());
+                return Err(Stopped::new(reason, at.map(|v| describe(graph, v)).unwrap_or_default()));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn classify(graph: &Graph, layers: &mut [Layer], reach: &Reach) -> Vec<Class> {

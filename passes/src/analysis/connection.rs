@@ -38,30 +38,33 @@ impl Connection {
         let without_streams = |v: ValueId| graph.shape(v).is_some_and(|shape| wide(shape) == token);
         // What is computed apart from the streams may be more precise than they are, or have them elsewhere.
         let written = behind(graph, branch, |op| matches!(op, Op::Cast { .. } | Op::Transpose { .. }));
-        let core = graph
+        let cores = graph
             .producing(written)?
             .operands()
             .map(|v| behind(graph, v, |op| matches!(op, Op::Unsqueeze { .. } | Op::Identity)))
-            .find(|v| without_streams(*v) && graph.tensor(*v).is_none())?;
-        let mut reads = HashSet::new();
-        let mut seen = states.clone();
-        let mut stack = vec![core];
-        while let Some(v) = stack.pop() {
-            if !seen.insert(v) {
-                continue;
+            .filter(|v| without_streams(*v) && graph.tensor(*v).is_none());
+        // Weights of as many streams as there are features look alike, but sum no streams.
+        cores.into_iter().find_map(|core| {
+            let mut reads = HashSet::new();
+            let mut seen = states.clone();
+            let mut stack = vec![core];
+            while let Some(v) = stack.pop() {
+                if !seen.insert(v) {
+                    continue;
+                }
+                let Some(node) = graph.producing(v) else { continue };
+                if without_streams(v) && sums_streams(graph, node, states, streams.axis) {
+                    reads.insert(v);
+                } else {
+                    stack.extend(node.operands());
+                }
             }
-            let Some(node) = graph.producing(v) else { continue };
-            if without_streams(v) && sums_streams(graph, node, states, streams.axis) {
-                reads.insert(v);
-            } else {
-                stack.extend(node.operands());
+            let mut reads = reads.into_iter();
+            match (reads.next(), reads.next()) {
+                (Some(read), None) => Some(Connection { read, core }),
+                _ => None,
             }
-        }
-        let mut reads = reads.into_iter();
-        match (reads.next(), reads.next()) {
-            (Some(read), None) => Some(Connection { read, core }),
-            _ => None,
-        }
+        })
     }
 }
 
@@ -83,15 +86,22 @@ fn sums_streams(graph: &Graph, node: &Node, states: &HashSet<ValueId>, axis: usi
     match &node.op {
         // An equation has the streams where it says, whether or not the state is turned before.
         Op::Einsum { .. } => {
-            let turned = |op: &Op| matches!(op, Op::Transpose { .. });
-            node.operands().any(|v| states.contains(&behind(graph, v, turned)))
+            let before = |v: ValueId| match graph.producing(v) {
+                Some(n) if matches!(n.op, Op::Transpose { .. }) => n.input(0),
+                _ => None,
+            };
+            node.operands().any(|v| states.contains(&v) || before(v).is_some_and(|v| states.contains(&v)))
         }
         Op::Reduce { op: Reduce::Sum, axes, .. } => {
             axes[..] == [axis] && node.input(0).and_then(|v| graph.producing(v)).is_some_and(of_state)
         }
         Op::MatMul => {
-            let weights = node.input(0).and_then(|v| graph.shape(v));
-            of_state(node) && weights.is_some_and(|s| s.len() >= 2 && s[s.len() - 2] == Dim::ONE)
+            let shape = |at: usize| node.input(at).and_then(|v| graph.shape(v)).filter(|s| s.len() >= 2);
+            let from_left = of_state(node) && shape(0).is_some_and(|s| s[s.len() - 2] == Dim::ONE);
+            // (xᵀ pre): the state turned, and one column.
+            let turned = node.input(0).and_then(|v| graph.producing(v));
+            let turned = turned.filter(|n| matches!(n.op, Op::Transpose { .. })).is_some_and(of_state);
+            from_left || turned && shape(1).is_some_and(|s| s[s.len() - 1] == Dim::ONE)
         }
         _ => false,
     }

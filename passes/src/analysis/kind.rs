@@ -66,6 +66,11 @@ pub(super) fn mixing(graph: &Graph, branch: ValueId, states: &HashSet<ValueId>, 
     nodes.iter().map(|n| mixing_of(graph, *n, &nodes, reach)).max().unwrap_or(Mixing::None)
 }
 
+/// Whether a node of a branch attends, to whatever.
+pub(super) fn attends(graph: &Graph, id: NodeId, nodes: &HashSet<NodeId>, reach: &Reach) -> bool {
+    mixing_of(graph, id, nodes, reach) != Mixing::None
+}
+
 fn mixing_of(graph: &Graph, id: NodeId, nodes: &HashSet<NodeId>, reach: &Reach) -> Mixing {
     let Some(node) = graph.node(id) else { return Mixing::None };
     let own = match &node.op {
@@ -129,7 +134,7 @@ pub(super) fn is_weight(graph: &Graph, mut v: ValueId) -> bool {
 /// embedding already gave.
 pub(super) fn kind_of(graph: &Graph, layers: &[Layer], states: &HashSet<ValueId>, reach: &Reach) -> Kind {
     let Some(layer) = layers.get(1).or(layers.first()) else { return Kind::Other };
-    if layer.events.iter().any(|e| e.mixing(graph).is_some()) {
+    if layers.iter().flat_map(|l| &l.events).any(|e| e.mixing(graph).is_some()) {
         return Kind::HyperConnection;
     }
     if layer.events.iter().any(|e| is_norm(graph, e)) {
@@ -194,7 +199,7 @@ impl Branch {
             _ => false,
         };
         Branch {
-            attends: nodes.iter().any(|n| mixing_of(graph, *n, &nodes, reach) != Mixing::None),
+            attends: nodes.iter().any(|n| attends(graph, *n, &nodes, reach)),
             activates: all().any(activation),
             norm_first: !readers.is_empty()
                 && (readers.iter().all(|n| normalises(n)) || starts_in_parts(graph, &nodes, &own)),

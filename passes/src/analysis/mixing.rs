@@ -15,13 +15,15 @@ use crate::ir::{Dim, Graph, Node, Op, ValueId};
 const MAX_STREAMS: i64 = 32;
 
 /// A node that mixes the streams of a state.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Mixing {
     /// The state before.
     pub state: ValueId,
     /// The matrix: its last two axes are the streams after and before, or before and after when
     /// `transposed`; axes in front of them are the tokens'.
     pub matrix: ValueId,
+    /// The state's axis that each of the axes in front belongs to.
+    pub tokens: Vec<usize>,
     /// Whether the matrix acts from the right.
     pub transposed: bool,
     /// Axis of the streams in the state.
@@ -63,8 +65,11 @@ fn product(graph: &Graph, matrix: ValueId, state: ValueId) -> Option<Mixing> {
     let axis = s.len().checked_sub(2).filter(|axis| *axis > 0)?;
     let (tokens, square) = m.split_at(m.len().checked_sub(2)?);
     let streams = streams_of(&s[axis]).filter(|_| square.iter().all(|d| *d == s[axis]))?;
-    let fits = tokens.iter().all(|d| *d == Dim::ONE) || *tokens == s[..axis];
-    fits.then_some(Mixing { state, matrix, transposed: false, axis, streams })
+    // As operands of products are aligned: the last axes with the last.
+    let first = axis.checked_sub(tokens.len())?;
+    let fits = tokens.iter().zip(&s[first..]).all(|(own, d)| *own == Dim::ONE || own == d);
+    let tokens = (first..axis).collect();
+    fits.then_some(Mixing { state, matrix, tokens, transposed: false, axis, streams })
 }
 
 fn streams_of(dim: &Dim) -> Option<usize> {
@@ -96,13 +101,15 @@ fn einsum(graph: &Graph, equation: &str, operands: [ValueId; 2]) -> Option<Mixin
             [p, q] if *p == before && *q == after => true,
             _ => return None,
         };
-        let own = |c: &char| *c != before && s.contains(c);
+        let places = tokens.iter().map(|c| s.iter().position(|own| own == c && *c != before));
+        let places: Vec<usize> = places.collect::<Option<_>>()?;
         let streams = streams_of(&shape[axis])?;
         let square_fits = graph.shape(matrix)?.iter().rev().take(2).all(|d| *d == shape[axis]);
         let features_stay = axis + 1 < s.len() && !tokens.contains(&s[s.len() - 1]);
-        (square_fits && features_stay && tokens.iter().all(own) && !s.contains(&after)).then_some(Mixing {
+        (square_fits && features_stay && !s.contains(&after)).then_some(Mixing {
             state,
             matrix,
+            tokens: places,
             transposed,
             axis,
             streams,
@@ -139,14 +146,20 @@ mod tests {
         let h = square(&mut g, &[0.9, 0.2, 0.1, 0.8]);
         let x = g.add_input("x", f32s(&[-1, -2, 2, 8]));
         let y = g.add(Op::MatMul, &[h, x]).unwrap();
-        let expected = Mixing { state: x, matrix: h, transposed: false, axis: 2, streams: 2 };
-        assert_eq!(found(&g, y), Some(expected));
+        let expected = Mixing { state: x, matrix: h, tokens: vec![], transposed: false, axis: 2, streams: 2 };
+        assert_eq!(found(&g, y), Some(expected.clone()));
         let f32_exact = |x: f64| f64::from(x as f32);
         assert_eq!(expected.constant(&g), Some([0.9, 0.2, 0.1, 0.8].map(f32_exact).to_vec()));
         let of_tokens = g.add_input("h", f32s(&[-1, -2, 2, 2]));
         let y = g.add(Op::MatMul, &[of_tokens, x]).unwrap();
         assert_eq!(found(&g, y).map(|m| (m.state, m.matrix)), Some((x, of_tokens)));
         assert_eq!(found(&g, y).unwrap().constant(&g), None);
+        // One for each sequence, or for each position.
+        for (shape, tokens) in [(&[-1, 1, 2, 2][..], vec![0, 1]), (&[-2, 2, 2], vec![1])] {
+            let h = g.add_input("h", f32s(shape));
+            let y = g.add(Op::MatMul, &[h, x]).unwrap();
+            assert_eq!(found(&g, y).map(|m| m.tokens), Some(tokens));
+        }
     }
 
     #[test]
@@ -166,7 +179,7 @@ mod tests {
         }
         let of_tokens = g.add_input("h", f32s(&[-1, -2, 2, 2]));
         let y = g.add(Op::Einsum { equation: "btij,bjtd->bitd".into() }, &[of_tokens, x]).unwrap();
-        assert_eq!(found(&g, y).map(|m| m.matrix), Some(of_tokens));
+        assert_eq!(found(&g, y).map(|m| (m.matrix, m.tokens)), Some((of_tokens, vec![0, 2])));
     }
 
     #[test]

@@ -348,8 +348,14 @@ impl Rule<'_> {
         let mut y = Batched { value: self.graph.add_named(&name, bare, &[x.value])?, ..x };
         for (i, op) in [(1, Binary::Mul), (2, Binary::Add)] {
             if self.operands.get(i).copied().flatten().is_some() {
-                let parameter = self.aligned(i, rank)?;
+                let mut parameter = self.aligned(i, rank)?;
                 let batched = y.batched || self.operand(i)?.batched;
+                // A norm's parameters may be less precise than what it norms.
+                if let Some(to) = self.graph.ty(y.value).map(|t| t.dtype)
+                    && self.graph.ty(parameter).is_some_and(|t| t.dtype != to)
+                {
+                    parameter = self.graph.add(Op::Cast { to }, &[parameter])?;
+                }
                 y = Batched { value: self.graph.add(Op::Binary(op), &[y.value, parameter])?, batched };
             }
         }

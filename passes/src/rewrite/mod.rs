@@ -187,6 +187,7 @@ pub const RECOGNISERS: &[Pass] = &[
     products::EQUATIONS,
     products::SUMS,
     products::ROWS,
+    products::ADDED,
     // Norms before activations: both read plain arithmetic and neither makes any.
     norms::PASS,
     activations::PASS,

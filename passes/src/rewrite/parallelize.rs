@@ -183,6 +183,7 @@ impl Rewrite<'_> {
         if p.fused > 1 {
             self.refuse_unfusable(&layers)?;
         }
+        self.refuse_changing_type(&units)?;
         let surrogate = self.surrogate(p, &units)?;
         let reach = state_dependent(&self.graph, input);
         let entry = layers.iter().map(|l| (*l, self.current(self.chain.layers[*l].input))).collect();
@@ -236,6 +237,25 @@ impl Rewrite<'_> {
         let last = layers.last().map(|l| self.chain.layers[*l].output);
         let own = inner_states(self.chain, layers);
         self.chain.taps.iter().filter(|t| own.contains(&t.value) && Some(t.value) != last).cloned().collect()
+    }
+
+    /// Estimates of states lie side by side, so that all have one type.
+    fn refuse_changing_type(&self, units: &[Vec<usize>]) -> Result<(), VectorizeError> {
+        let layers = units.iter().flatten().map(|l| &self.chain.layers[*l]);
+        let first = layers.clone().next().and_then(|l| self.graph.ty(l.input)).map(|t| t.dtype);
+        for layer in layers.filter(|_| units.len() > 1) {
+            let own = self.graph.ty(layer.output).map(|t| t.dtype);
+            if let (Some(first), Some(own)) = (first, own)
+                && first != own
+            {
+                let reason = format!(
+                    "the state that enters the segment is of {first}, the one behind this layer of {own}: start \
+                     the segment behind it"
+                );
+                return Err(Mismatch::at_value(&self.graph, layer.output, reason).into());
+            }
+        }
+        Ok(())
     }
 
     /// Fusing is defined for skip paths that are affine in the state.

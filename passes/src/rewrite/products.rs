@@ -5,18 +5,21 @@
 //!   ReduceSum(Mul(h [i, j, 1], x [b, t, 1, j, d]), j)     becomes  Einsum "ij,btjd->btid"(h, x)
 //!   MatMul(a [.., n, m], x)[.., 1:, :]                    becomes  MatMul(a[.., 1:, :], x)
 //!   Transpose(MatMul(Transpose(x [b, t, j, d]), h [j, i]))  becomes  Einsum "ji,btjd->btid"(h, x)
+//!   MatMul(h, x) + MatMul(g, x),  x + MatMul(h, x)        becomes  MatMul(h + g, x),  MatMul(h + I, x)
 //! ```
 //!
 //! Hyper-connections mix and read their streams so: by a sum over a broadcast axis, with one matrix for
-//! both whose rows are told apart behind the product, and from the right with the streams turned to the end.
+//! both whose rows are told apart behind the product, from the right with the streams turned to the end, and with
+//! a matrix in two parts.
 
 use std::collections::BTreeMap;
 
 use super::lower::einsum::parsed;
-use super::matching::{binary, ints};
+use super::matching::{binary, ints, same_type};
 use super::sweep::sweep_first;
 use super::{Fidelity, Notes, Pass};
-use crate::ir::{Binary, Dim, Graph, GraphError, Node, NodeId, Op, Reduce, ValueId};
+use crate::analysis::Mixing;
+use crate::ir::{Binary, DType, Dim, Graph, GraphError, Node, NodeId, Op, Reduce, Tensor, ValueId};
 
 /// Equations name every axis.
 pub(crate) const EQUATIONS: Pass = Pass { name: "equations", fidelity: Fidelity::Exact, apply: equations };
@@ -30,6 +33,9 @@ pub(crate) const ROWS: Pass = Pass { name: "rows-of-products", fidelity: Fidelit
 /// Transposes beside a product along one axis of a state.
 pub(crate) const TURNED: Pass =
     Pass { name: "transposes-of-products", fidelity: Fidelity::Rounding, apply: turned };
+
+/// Mixings of one state that are added.
+pub(crate) const ADDED: Pass = Pass { name: "sums-of-mixings", fidelity: Fidelity::Rounding, apply: added };
 
 /// More rows than this are tokens, not streams.
 const MAX_ROWS: i64 = 33;
@@ -179,6 +185,70 @@ fn turned(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
         };
         graph.add(Op::Einsum { equation }, &operands).map(Some)
     })
+}
+
+fn added(graph: &mut Graph, _: &mut Notes) -> Result<usize, GraphError> {
+    sweep_first(graph, |graph, id| {
+        let Some(sum) = graph.node(id).and_then(|n| sum_of_mixings(graph, n)) else { return Ok(None) };
+        let SumOfMixings { product, mixing, other } = sum;
+        let other = match other {
+            Some(matrix) => matrix,
+            None => {
+                let n = mixing.streams;
+                let identity = (0..n * n).map(|i| f64::from(u8::from(i % (n + 1) == 0))).collect();
+                let dtype = graph.ty(mixing.matrix).map_or(DType::F32, |t| t.dtype);
+                let Ok(identity) = Tensor::from_vec::<f64>(vec![n, n], identity) else { return Ok(None) };
+                let identity = graph.constant(identity);
+                graph.add(Op::Cast { to: dtype }, &[identity])?
+            }
+        };
+        let matrix = graph.add(Op::Binary(Binary::Add), &[mixing.matrix, other])?;
+        let Some(node) = graph.node(product) else { return Ok(None) };
+        let operands: Vec<ValueId> =
+            node.operands().map(|v| if v == mixing.matrix { matrix } else { v }).collect();
+        let op = node.op.clone();
+        graph.add(op, &operands).map(Some)
+    })
+}
+
+/// Two mixings of one state, or the state and one of it.
+struct SumOfMixings {
+    /// The product whose matrix has the tokens of both.
+    product: NodeId,
+    mixing: Mixing,
+    /// The other matrix; `None` for the identity.
+    other: Option<ValueId>,
+}
+
+fn sum_of_mixings(graph: &Graph, node: &Node) -> Option<SumOfMixings> {
+    let (Op::Binary(Binary::Add), [Some(a), Some(b)]) = (&node.op, &node.inputs[..]) else { return None };
+    let mixing = |v: ValueId| {
+        let id = graph.producer(v)?;
+        let mixing = Mixing::of(graph, graph.node(id)?)?;
+        // With fewer axes the matrix may be attention's.
+        (graph.shape(mixing.state)?.len() > 3).then_some((id, mixing))
+    };
+    match (mixing(*a), mixing(*b)) {
+        (Some((product, x)), Some((other, y))) => {
+            let alike = (x.state, x.axis, x.transposed) == (y.state, y.axis, y.transposed);
+            let (product, mixing, other) = match () {
+                () if alike && y.tokens.is_empty() => (product, x, y.matrix),
+                () if alike && x.tokens.is_empty() => (other, y, x.matrix),
+                () if alike && x.tokens == y.tokens && same_type(graph, x.matrix, y.matrix) => {
+                    (product, x, y.matrix)
+                }
+                () => return None,
+            };
+            Some(SumOfMixings { product, mixing, other: Some(other) })
+        }
+        (Some((product, mixing)), None) if mixing.state == *b => {
+            Some(SumOfMixings { product, mixing, other: None })
+        }
+        (None, Some((product, mixing))) if mixing.state == *a => {
+            Some(SumOfMixings { product, mixing, other: None })
+        }
+        _ => None,
+    }
 }
 
 /// A product of two values as an equation: the values, a term for each, and the result's.
@@ -608,6 +678,53 @@ mod tests {
         ] {
             let before = turned_product(equation, x, perm, h, back);
             assert_eq!(after(&before, &TURNED).1, 0, "{equation:?} {x:?} {h:?}");
+        }
+    }
+
+    #[test]
+    fn mixings_of_one_state_that_are_added_are_one() {
+        let state = &[-1, -2, 4, 6][..];
+        for (h, g_shape) in [
+            (&[4, 4][..], None),
+            (&[-1, -2, 4, 4], None),
+            (&[4, 4], Some(&[-1, -2, 4, 4][..])),
+            (&[-1, -2, 4, 4], Some(&[4, 4][..])),
+            (&[-1, -2, 4, 4], Some(&[-1, -2, 4, 4][..])),
+        ] {
+            for equation in [None, Some(("btij,btjd->btid", "ij,btjd->btid"))] {
+                let mut g = Graph::new("added");
+                let (x, h_value) = (g.add_input("x", f32s(state)), g.add_input("h", f32s(h)));
+                let product = |g: &mut Graph, m: ValueId, rank: usize| match equation {
+                    None => g.op(Op::MatMul, &[m, x]),
+                    Some((of_tokens, of_all)) => {
+                        let equation = if rank > 2 { of_tokens } else { of_all };
+                        g.op(Op::Einsum { equation: equation.into() }, &[m, x])
+                    }
+                };
+                let a = product(&mut g, h_value, h.len());
+                let b = match g_shape {
+                    None => x,
+                    Some(shape) => {
+                        let other = g.add_input("g", f32s(shape));
+                        product(&mut g, other, shape.len())
+                    }
+                };
+                let y = g.bin(Binary::Add, b, a);
+                g.add_output("y", y);
+                let (g, changes) = after(&g, &ADDED);
+                let products = count(&g, "MatMul") + count(&g, "Einsum");
+                assert_eq!((changes, products), (1, 1), "{h:?} {g_shape:?} {equation:?}");
+            }
+        }
+        // One head of attention to the state itself; mixings of two states.
+        for (x, h, two) in [(&[-1, 7, 6][..], &[-1, 7, 7][..], false), (state, &[4, 4][..], true)] {
+            let mut g = Graph::new("other");
+            let (x_value, h) = (g.add_input("x", f32s(x)), g.add_input("h", f32s(h)));
+            let a = g.op(Op::MatMul, &[h, x_value]);
+            let b = if two { g.add_input("other", f32s(x)) } else { x_value };
+            let y = g.bin(Binary::Add, a, b);
+            g.add_output("y", y);
+            assert_eq!(after(&g, &ADDED).1, 0, "{x:?}");
         }
     }
 }

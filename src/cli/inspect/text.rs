@@ -168,7 +168,7 @@ fn mixings(chain: &ChainSummary) -> Vec<[String; 2]> {
     let size = format!("{0} x {0}", chain.streams);
     let mut rows = Vec::new();
     if !tokens.is_empty() {
-        let what = format!("{size} matrices that are computed for each token");
+        let what = format!("{size} matrices that the model computes");
         rows.push([layer_list(&tokens, RANGES), what]);
     }
     let constant = chain.layers_detail.iter().filter(|l| !l.mixings.is_empty());

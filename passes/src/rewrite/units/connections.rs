@@ -14,8 +14,8 @@ use super::super::batch;
 use super::super::class_lanes::{expanded, sum_per_unit};
 use super::super::vectorize::{Batched, VectorizeError};
 use super::{Group, PartialTaps};
-use crate::analysis::{Connection, Event, Mismatch, Mixing, Transfer};
-use crate::ir::{Binary, Dim, Graph, Op, ValueId};
+use crate::analysis::{Connection, Event, Matrix, Mismatch, Mixing, Streams, Transfer};
+use crate::ir::{Binary, DType, Dim, Graph, GraphError, Op, Tensor, ValueId};
 
 impl Group<'_> {
     /// What join `e` adds to the streams of fused layers.
@@ -91,10 +91,13 @@ impl Group<'_> {
             let Some(factor) = self.transfer_of(graph, e)? else { continue };
             product = Some(match product {
                 None => factor,
-                Some(before) => Batched {
-                    value: graph.add(Op::MatMul, &[factor.value, before.value])?,
-                    batched: factor.batched || before.batched,
-                },
+                Some(before) => {
+                    let both = of_one_type(graph, [factor.value, before.value])?;
+                    Batched {
+                        value: graph.add(Op::MatMul, &both)?,
+                        batched: factor.batched || before.batched,
+                    }
+                }
             });
         }
         let output = self.context.chain.layers[first].output;
@@ -119,6 +122,66 @@ impl Group<'_> {
         Ok(Batched { value: expanded(graph, product.value, &dims)?, batched: product.batched })
     }
 
+    /// The factors of event `e` where it only scales the state, as matrices; `None` where it leaves it alone.
+    fn scales(&self, graph: &mut Graph, e: usize) -> Result<Option<Batched>, VectorizeError> {
+        let Streams { count: n, tokens, .. } = self.context.chain.streams;
+        let mut diagonals = vec![];
+        for unit in &self.units {
+            let mut sum = 0.0;
+            for layer in &self.context.units[*unit] {
+                let event = self.event(*layer, e);
+                sum += match Transfer::of(graph, &event) {
+                    Transfer::Identity => 1.0,
+                    Transfer::Scale(factor) => factor,
+                    _ => {
+                        let reason = "surrogate=transfer needs a skip path that does nothing but mix and scale streams";
+                        return Err(Mismatch::at_value(graph, event.output(), reason).into());
+                    }
+                };
+            }
+            diagonals.push(sum / self.fused as f64);
+        }
+        if diagonals.iter().all(|d| *d == 1.0) {
+            return Ok(None);
+        }
+        let batched = diagonals.len() > 1;
+        let data = diagonals.iter().flat_map(|d| Matrix::diagonal(n, *d).data().to_vec()).collect();
+        let lanes = batched.then_some(diagonals.len());
+        let shape = lanes.into_iter().chain(std::iter::repeat_n(1, tokens)).chain([n, n]).collect();
+        let state = self.context.chain.input;
+        let tensor = Tensor::from_vec::<f64>(shape, data)
+            .map_err(|e| Mismatch::at_value(graph, state, e.to_string()))?;
+        let value = graph.constant(tensor);
+        let to = graph.ty(state).map_or(DType::F32, |t| t.dtype);
+        Ok(Some(Batched { value: graph.add(Op::Cast { to }, &[value])?, batched }))
+    }
+
+    /// Matrices whose axes behind the first `lead` are those of `tokens`, as axes of a state, with all the tokens'
+    /// axes in a state's order; size 1 where they had none.
+    fn of_tokens(
+        &self,
+        graph: &mut Graph,
+        mut matrices: ValueId,
+        lead: usize,
+        tokens: &[usize],
+    ) -> Result<ValueId, VectorizeError> {
+        let streams = self.context.chain.streams;
+        let mut order: Vec<usize> = (0..tokens.len()).collect();
+        order.sort_by_key(|i| tokens[*i]);
+        if !order.is_sorted() {
+            let behind = lead + tokens.len();
+            let perm = (0..lead).chain(order.iter().map(|i| lead + i)).chain([behind, behind + 1]).collect();
+            matrices = graph.add(Op::Transpose { perm }, &[matrices])?;
+        }
+        let all = (0..=streams.tokens).filter(|axis| *axis != streams.axis);
+        for (i, axis) in all.enumerate() {
+            if !tokens.contains(&axis) {
+                matrices = batch::insert_axes(graph, matrices, lead + i, 1)?;
+            }
+        }
+        Ok(matrices)
+    }
+
     /// The matrices of event `e`, `[units, tokens.., S, S]`; `None` where it leaves the streams alone.
     fn transfer_of(&mut self, graph: &mut Graph, e: usize) -> Result<Option<Batched>, VectorizeError> {
         let mut all = vec![];
@@ -127,21 +190,12 @@ impl Group<'_> {
             let events: Vec<Event> = layers.iter().map(|l| self.event(*l, e)).collect();
             let mixings: Option<Vec<Mixing>> = events.iter().map(|event| event.mixing(graph)).collect();
             let Some(mixings) = mixings else {
-                return match Transfer::of(graph, &events[0]) {
-                    Transfer::Identity => Ok(None),
-                    _ => {
-                        let reason = "surrogate=transfer needs a skip path that does nothing but mix streams";
-                        Err(Mismatch::at_value(graph, events[0].output(), reason).into())
-                    }
-                };
+                return self.scales(graph, e);
             };
             let tuple: Vec<ValueId> = mixings.iter().map(|m| m.matrix).collect();
-            let rank = graph.shape(tuple[0]).map_or(0, <[Dim]>::len);
             let mut matrices = self.classes[c].lanes.vectorize_result(graph, &tuple)?;
-            let tokens = self.context.chain.streams.tokens;
-            let at = if matrices.batched { self.classes[c].lanes.prefix.len() } else { 0 };
-            matrices.value =
-                batch::insert_axes(graph, matrices.value, at, (tokens + 2).saturating_sub(rank))?;
+            let lead = if matrices.batched { self.classes[c].lanes.prefix.len() } else { 0 };
+            matrices.value = self.of_tokens(graph, matrices.value, lead, &mixings[0].tokens)?;
             if mixings[0].transposed {
                 let last = graph.shape(matrices.value).map_or(0, <[Dim]>::len).saturating_sub(1);
                 let perm = (0..last - 1).chain([last, last - 1]).collect();
@@ -151,4 +205,16 @@ impl Group<'_> {
         }
         sum_per_unit(graph, &self.classes, &all, self.units.len(), 1.0 / self.fused as f64)
     }
+}
+
+/// The values in the wider of their types.
+fn of_one_type(graph: &mut Graph, values: [ValueId; 2]) -> Result<[ValueId; 2], GraphError> {
+    let dtype = |v: ValueId| graph.ty(v).map_or(DType::F32, |t| t.dtype);
+    let [a, b] = values.map(dtype);
+    let to = if a.size() < b.size() { b } else { a };
+    let [x, y] = values;
+    Ok([
+        if a == to { x } else { graph.add(Op::Cast { to }, &[x])? },
+        if b == to { y } else { graph.add(Op::Cast { to }, &[y])? },
+    ])
 }
