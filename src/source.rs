@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use snlp_passes::analysis::{Chain, Stopped, find_chain};
 use snlp_passes::ir::{DType, Def, Graph, Op, Tensor};
-use snlp_passes::plan::{PlacedPlan, Plan, PlanError};
+use snlp_passes::plan::{Init, PlacedPlan, Plan, PlanError};
 use snlp_passes::rewrite::{CleanUpReport, Parallelized, Predictions, clean_up, parallelize_with};
 
 use crate::error::{Error, Kind};
@@ -226,8 +226,24 @@ impl Source {
     /// The layer-parallel graph of a placed plan.
     ///
     /// # Errors
-    /// When the chain cannot be rewritten so.
+    /// When the chain cannot be rewritten so, or the plan is one for decoding.
     pub fn rewrite(&self, plan: &PlacedPlan) -> Result<Parallelized, Error> {
+        if plan.starts_from(Init::Warm) {
+            return Err(Error::input(format!(
+                "{}: plan '{plan}' starts from the token before, which only decoding knows",
+                self.path.display()
+            ))
+            .help("give it to 'snlp generate'; elsewhere use init=h0, batch_fwd or preheat"));
+        }
+        self.rewrite_for_steps(plan)
+    }
+
+    /// As [`Source::rewrite`], to derive a decoding step of: the graph may have inputs `warm.N` beside the model's,
+    /// each with an output `warm.N.next` for the next step.
+    ///
+    /// # Errors
+    /// When the chain cannot be rewritten so.
+    pub fn rewrite_for_steps(&self, plan: &PlacedPlan) -> Result<Parallelized, Error> {
         if plan.is_sequential() {
             return Ok(Parallelized { graph: self.graph.clone(), segments: vec![], corrections: 0 });
         }
@@ -243,7 +259,7 @@ impl Source {
     /// # Errors
     /// When nothing was calibrated for this model.
     pub fn predictions(&self, plan: &PlacedPlan) -> Result<Predictions, Error> {
-        match plan.preheats() {
+        match plan.starts_from(Init::Preheat) {
             true => preheat::required(&self.path, &self.model.info.sha256),
             false => Ok(Predictions::new()),
         }
@@ -284,9 +300,6 @@ pub fn plan_error(e: PlanError) -> Error {
     match &e {
         PlanError::Syntax { .. } => Error::usage(e.to_string())
             .help("a plan is 'sequential' or segments such as 's8 12xF2[k=2]'; see 'snlp --help'"),
-        PlanError::NotYet { .. } => {
-            Error::input(e.to_string()).help("README.md lists the parts of the plan language that work")
-        }
         PlanError::File { .. } => {
             Error::input(e.to_string()).help("give what stands behind 'plan =' in the file")
         }

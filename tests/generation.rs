@@ -12,7 +12,7 @@ use snlp::language::generate::{Draft, Request, generate, speculate};
 use snlp::language::inputs::token_feeds;
 use snlp::language::sampling::Sampling;
 use snlp::passes::eval::eval_graph;
-use snlp::passes::ir::{Graph, Tensor};
+use snlp::passes::ir::{Graph, Tensor, ValueId};
 use snlp::runtime::schedule::Options;
 use snlp::runtime::{AdapterChoice, Gpu, Session, adapters};
 use snlp::source::{Source, parse_plan};
@@ -156,6 +156,103 @@ fn steps_compute_the_rows_of_the_forward() {
 #[test]
 fn exports_with_past_and_others_decode_with_caches() {
     check("llama-tiny-past/model.onnx", &["sequential", "1xF2"]);
+}
+
+/// The graph that gives `output` of a value that takes the place of `input`.
+fn part(source: &Source, input: Option<ValueId>, output: Option<ValueId>) -> Graph {
+    let mut graph = source.graph.clone();
+    if let Some(output) = output {
+        graph.outputs.clear();
+        graph.add_output("state", output);
+    }
+    if let Some(input) = input {
+        let given = graph.add_input("given", graph.ty(input).unwrap().clone());
+        graph.replace_uses(input, given).unwrap();
+    }
+    graph.remove_dead();
+    graph
+}
+
+/// METHOD §3, `warm`, with a unit for each layer: row by row, each iteration with its own keys and values, as layers
+/// evaluated alone on all rows so far. Logits of every row.
+fn warm_reference(source: &Source, iterations: usize, tokens: &[u32]) -> Vec<f32> {
+    let chain = source.chain().unwrap();
+    let units = chain.layers.len();
+    let width = chain.hidden.known_size().unwrap();
+    let layers: Vec<Graph> =
+        chain.layers.iter().map(|l| part(source, Some(l.input), Some(l.output))).collect();
+    let (head, tail) = (part(source, None, Some(chain.input)), part(source, Some(chain.output()), None));
+    let ids: Vec<i64> = tokens.iter().map(|t| i64::from(*t)).collect();
+    let run = |graph: &Graph, given: &[f32], rows: usize| {
+        let ids = Tensor::from_vec(vec![1, rows], ids[..rows].to_vec()).unwrap();
+        let given = Tensor::from_vec(vec![1, given.len() / width, width], given.to_vec()).unwrap();
+        let name = source.graph.value(source.graph.inputs()[0]).name.clone().unwrap();
+        evaluate(graph, &[(name, ids), ("given".into(), given)])[0].1.to_f32()
+    };
+    let h = run(&head, &[], tokens.len());
+    let vocabulary = run(&tail, &h, tokens.len()).len() / tokens.len();
+    // estimates[k][j]: what unit j gave after k iterations, one row for each token.
+    let mut estimates = vec![vec![Vec::<f32>::new(); units]; iterations + 1];
+    let mut logits = vec![];
+    for t in 0..tokens.len() {
+        let row = t * width..(t + 1) * width;
+        for j in 0..units {
+            let guess = match t.checked_sub(1) {
+                None => h[row.clone()].to_vec(),
+                Some(before) => estimates[iterations][j][before * width..(before + 1) * width].to_vec(),
+            };
+            estimates[0][j].extend(guess);
+        }
+        for k in 0..iterations {
+            let mut moved = vec![0f32; width];
+            for j in 0..units {
+                let inputs = if j == 0 { h[..row.end].to_vec() } else { estimates[k][j - 1].clone() };
+                let f = run(&layers[j], &inputs, t + 1)[row.clone()].to_vec();
+                let new: Vec<f32> = f.iter().zip(&moved).map(|(f, m)| f + m).collect();
+                moved = new.iter().zip(&estimates[k][j][row.clone()]).map(|(new, old)| new - old).collect();
+                estimates[k + 1][j].extend(new);
+            }
+        }
+        logits.extend_from_slice(&run(&tail, &estimates[iterations][units - 1], t + 1)[t * vocabulary..]);
+    }
+    logits
+}
+
+#[test]
+fn warm_segments_start_from_the_token_before() {
+    let source = source("llama-tiny-past/model.onnx");
+    let tokens = tokens(7);
+    for iterations in [1, 2, 4] {
+        let plan = format!("4xF1[k={iterations},init=warm]");
+        let stepper = cached(&source, &plan);
+        let expected = warm_reference(&source, iterations, &tokens);
+        let scale = expected.iter().fold(1f32, |m, x| m.max(x.abs()));
+        let plain = Plain::new(&stepper);
+        let on_gpu = gpu(&stepper);
+        let mut ways: Vec<&dyn Forward> = vec![&plain];
+        ways.extend(on_gpu.as_ref().map(|g| g as &dyn Forward));
+        for forward in ways {
+            // A second sequence starts anew.
+            for _ in 0..2 {
+                let mut decoder = Decoder::new(&stepper, forward);
+                let rows =
+                    tokens.iter().flat_map(|t| decoder.take(&[*t], true).expect("takes").row(0).to_vec());
+                let rows: Vec<f32> = rows.collect();
+                assert_eq!(rows.len(), expected.len());
+                let worst = rows.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+                assert!(worst <= 1e-4 * scale, "{plan}: {worst} of {scale}");
+            }
+        }
+        let differs = |plan: &str| {
+            let other = whole(&source, plan, &tokens);
+            other.iter().zip(&expected).any(|(a, b)| (a - b).abs() > 1e-2 * scale)
+        };
+        assert_eq!(differs("sequential"), iterations < 4);
+        assert_eq!(differs(&format!("4xF1[k={iterations}]")), iterations < 4);
+    }
+    let warm = source.place(&parse_plan("4xF1[init=warm]").unwrap()).unwrap();
+    let refused = source.rewrite(&warm).err().expect("only steps have a token before").report();
+    assert!(refused.contains("snlp generate"), "{refused}");
 }
 
 fn written(source: &Source, plan: Option<&str>, sampling: &Sampling, seed: u64) -> Vec<u32> {

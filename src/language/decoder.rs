@@ -2,13 +2,16 @@
 //! whole sequence again where not.
 
 use snlp_passes::ir::{DType, Graph, Tensor};
-use snlp_passes::plan::PlacedPlan;
+use snlp_passes::plan::{Init, PlacedPlan};
 use snlp_passes::rewrite::{DecodeError, DecodeStep, POSITION, clean_up_exact, decode_step};
 
-use super::inputs::{logits_alone, logits_output, token_feeds, token_input};
+use super::inputs::{logits_output, token_feeds, token_input};
 use crate::error::{Error, Kind};
 use crate::feeds::convert;
 use crate::source::Source;
+
+/// What outputs that a plan with `init=warm` adds are called by.
+const WARM: &str = "warm.";
 
 /// Tokens of a prompt that are taken in one forward.
 const PREFILL: usize = 128;
@@ -47,9 +50,17 @@ impl Stepper {
         plan: &PlacedPlan,
         capacity: usize,
     ) -> Result<(Stepper, Option<DecodeError>), Error> {
-        let whole = logits_alone(source.rewrite(plan)?.graph)?;
+        let mut whole = source.rewrite_for_steps(plan)?.graph;
+        let warm = whole.outputs.extract_if(.., |o| o.name.starts_with(WARM)).collect::<Vec<_>>();
+        let (at, _) = logits_output(&whole)?;
+        whole.outputs = std::iter::once(whole.outputs.swap_remove(at)).chain(warm).collect();
+        whole.remove_dead();
         let step = match decode_step(&whole, capacity) {
             Ok(step) => step,
+            Err(why) if plan.starts_from(Init::Warm) => {
+                let what = format!("plan '{plan}' starts from the token before, which needs a cached step");
+                return Err(Error::input(what).because(why).help("use init=h0, batch_fwd or preheat"));
+            }
             Err(why) => return Ok((Stepper::of(whole, None, capacity)?, Some(why))),
         };
         let DecodeStep { mut graph, lookback, capacity, caches } = step;

@@ -95,9 +95,10 @@ fn plans_must_fit_the_model() {
     let refused = ["nano/model.onnx", "has 12", "help:"];
     snlp(&["convert", &model, "-o", &out, "--plan", "13xF1"]).code(3).says(&["13 layers"]).says(&refused);
     snlp(&["inspect", &model, "--plan", "s8 12xF2"]).code(3).says(&["32 layers"]).says(&refused);
-    snlp(&["inspect", &model, "--plan", "6xF1[init=preheat]"])
-        .code(3)
-        .says(&["not implemented yet", "help:"]);
+    let missing = ["there is no", "preheat.safetensors", "snlp calibrate"];
+    snlp(&["inspect", &model, "--plan", "6xF1[init=preheat]"]).code(3).says(&missing);
+    let decoding = ["only decoding knows", "snlp generate"];
+    snlp(&["convert", &model, "-o", &out, "--plan", "6xF1[init=warm]"]).code(3).says(&decoding);
     assert!(folder.files().is_empty());
 }
 

@@ -235,3 +235,35 @@ fn where_nothing_is_inside_the_budget_the_sequential_model_stays() {
     snlp(&["plan", &model, "--tokens", &tokens]).code(2);
     snlp(&["plan", &model, "--tokens", &tokens, "--budget", "ppl+1%", "--profile", "1,2"]).code(2);
 }
+
+#[test]
+fn calibrated_guesses_are_found_beside_the_model() {
+    let [model, tokens, text, tokenizer] = nano();
+    let Some(backend) = backends().first().copied() else { return };
+    let folder = Folder::new();
+    std::fs::copy(&model, folder.path("model.onnx")).expect("copied");
+    let model = folder.text("model.onnx");
+    let common = ["--backend", backend, "--json"];
+    let args = ["calibrate", &model, "--text", &text, "--tokenizer", &tokenizer, "--rank", "24"];
+    let made = snlp(&[&args[..], &common].concat()).code(0).json();
+    let explained: Vec<f64> = made["explained"].as_array().expect("a list").iter().map(number).collect();
+    assert_eq!((explained.len(), made["rank"].as_u64()), (12, Some(24)));
+    assert!(explained.iter().all(|e| (0.2..1.0).contains(e)), "{explained:?}");
+    assert!(folder.path("preheat.safetensors").is_file());
+
+    // Where all layers start from the embedding, a prediction is the better guess.
+    let plans = ["--plan", "12xF1", "--plan", "12xF1[init=preheat]", "--plan", "12xF1[k=12,init=preheat]"];
+    let args = ["eval", &model, "--tokens", &tokens, "--windows", "2"];
+    let found = snlp(&[&args[..], &plans, &common].concat()).code(0).json();
+    let kl = |plan: usize| number(&found["plans"][plan]["kl"]);
+    assert!(kl(1) < 0.6 * kl(0), "{found}");
+    assert!(kl(2) < 1e-6, "{found}");
+
+    // The calibration is one model's.
+    let other = fixture("mhc/hcn.onnx");
+    std::fs::copy(&other, folder.path("model.onnx")).expect("copied");
+    let args = ["inspect", &model, "--plan", "4xF1[init=preheat]"];
+    snlp(&args).code(3).says(&["calibrated for another model", "snlp calibrate"]);
+    let args = ["calibrate", &model, "--tokens", &tokens, "--backend", backend];
+    snlp(&args).code(3).says(&["one residual stream", "init=batch_fwd"]);
+}

@@ -3,7 +3,7 @@
 //! ```text
 //! PLAN    := "sequential" | SEGMENT (" " SEGMENT)*
 //! SEGMENT := ["N*"] ( "sN" | "CxFM" ["[" OPTION ("," OPTION)* "]"] )
-//! OPTION  := k=N | init=h0|batch_fwd|preheat | surrogate=auto|identity|transfer|jacobi | elk=0.1 | avg | tap=partial|unit
+//! OPTION  := k=N | init=h0|batch_fwd|preheat|warm | surrogate=auto|identity|transfer|jacobi | elk=0.1 | avg | tap=partial|unit
 //!          | kv=exact|shared
 //! ```
 //!
@@ -27,6 +27,8 @@ pub enum Init {
     BatchForward,
     /// What a calibrated affine map of low rank predicts from the chain's input.
     Preheat,
+    /// While decoding, what the unit gave for the token before; the segment's input before there was one.
+    Warm,
 }
 
 /// What stands for the Jacobian of a unit (METHOD §1).
@@ -212,11 +214,10 @@ impl PlacedPlan {
         self
     }
 
-    /// Whether a segment starts from calibrated predictions.
-    pub fn preheats(&self) -> bool {
-        self.segments
-            .iter()
-            .any(|s| matches!(s, Segment::Parallel(p) if p.init == Init::Preheat && p.units > 1))
+    /// Whether a segment starts from a guess of this kind.
+    pub fn starts_from(&self, init: Init) -> bool {
+        let of_segment = |s: &Segment| matches!(s, Segment::Parallel(p) if p.init == init && p.units > 1);
+        self.segments.iter().any(of_segment)
     }
 
     /// Whether decoding with the model's caches approximates the plan's full forward: with fewer iterations
@@ -259,6 +260,7 @@ impl fmt::Display for Parallel {
             Init::H0 => {}
             Init::BatchForward => options.push("init=batch_fwd".into()),
             Init::Preheat => options.push("init=preheat".into()),
+            Init::Warm => options.push("init=warm".into()),
         }
         match self.surrogate {
             SurrogateChoice::Auto => {}

@@ -15,14 +15,6 @@ pub enum PlanError {
         /// What was expected.
         reason: String,
     },
-    /// Part of the language that is not implemented.
-    #[error("plan '{plan}': {what} is not implemented yet")]
-    NotYet {
-        /// The text.
-        plan: String,
-        /// The option.
-        what: String,
-    },
     /// A plan that lies in a file, which is nothing that this language knows.
     #[error("plan '{plan}' lies in a file, but only the text of a plan can be given here")]
     File {
@@ -69,10 +61,7 @@ impl FromStr for Plan {
                 Some((n, body)) => (count(n).map_err(|r| fail(format!("in '{word}': {r}")))?, body),
                 None => (1, word),
             };
-            let segment = segment(body).map_err(|e| match e {
-                Reject::Syntax(reason) => fail(format!("in '{word}': {reason}")),
-                Reject::NotYet(what) => PlanError::NotYet { plan: text.into(), what },
-            })?;
+            let segment = segment(body).map_err(|reason| fail(format!("in '{word}': {reason}")))?;
             if segments.len() + repeat > MAX_COUNT {
                 return Err(fail(format!("more than {MAX_COUNT} segments")));
             }
@@ -102,17 +91,6 @@ fn words(text: &str) -> Vec<&str> {
     words
 }
 
-enum Reject {
-    Syntax(String),
-    NotYet(String),
-}
-
-impl From<String> for Reject {
-    fn from(reason: String) -> Self {
-        Reject::Syntax(reason)
-    }
-}
-
 fn count(text: &str) -> Result<usize, String> {
     let digits = text.trim();
     // Rust reads "+2" as a number.
@@ -122,7 +100,7 @@ fn count(text: &str) -> Result<usize, String> {
     }
 }
 
-fn segment(body: &str) -> Result<Segment, Reject> {
+fn segment(body: &str) -> Result<Segment, String> {
     let (shape, options) = match body.split_once('[') {
         None => (body, None),
         Some((shape, rest)) => {
@@ -132,21 +110,19 @@ fn segment(body: &str) -> Result<Segment, Reject> {
     };
     if let Some(n) = shape.strip_prefix('s') {
         if options.is_some() {
-            return Err("sequential layers take no options".to_string().into());
+            return Err("sequential layers take no options".into());
         }
         return Ok(Segment::Sequential(count(n)?));
     }
     let Some((units, fused)) = shape.split_once("xF") else {
-        return Err(
-            format!("'{shape}' is neither sN (sequential) nor CxFM (C units of M fused layers)").into()
-        );
+        return Err(format!("'{shape}' is neither sN (sequential) nor CxFM (C units of M fused layers)"));
     };
     let mut parallel = Parallel::new(count(units)?, count(fused)?);
     let mut given = Vec::new();
     for option in options.into_iter().flat_map(|o| o.split(',')).map(str::trim) {
         let key = option.split('=').next().unwrap_or_default();
         if given.contains(&key) {
-            return Err(format!("'{key}' is given twice").into());
+            return Err(format!("'{key}' is given twice"));
         }
         given.push(key);
         apply(&mut parallel, option)?;
@@ -154,23 +130,23 @@ fn segment(body: &str) -> Result<Segment, Reject> {
     Ok(Segment::Parallel(parallel))
 }
 
-fn apply(p: &mut Parallel, option: &str) -> Result<(), Reject> {
+fn apply(p: &mut Parallel, option: &str) -> Result<(), String> {
     let (key, value) = option.split_once('=').unwrap_or((option, ""));
     match (key, value) {
         ("k", n) => p.iterations = count(n)?,
         ("init", "h0") => p.init = Init::H0,
         ("init", "batch_fwd") => p.init = Init::BatchForward,
         ("init", "preheat") => p.init = Init::Preheat,
+        ("init", "warm") => p.init = Init::Warm,
         ("surrogate", "auto") => p.surrogate = SurrogateChoice::Auto,
         ("surrogate", "identity") => p.surrogate = SurrogateChoice::Identity,
         ("surrogate", "transfer") => p.surrogate = SurrogateChoice::Transfer,
         ("surrogate", "jacobi") => p.surrogate = SurrogateChoice::Jacobi,
         ("surrogate", "diagonal") => p.surrogate = SurrogateChoice::Diagonal,
         ("surrogate", "exact") => p.surrogate = SurrogateChoice::Exact,
-        ("init", "warm") => return Err(Reject::NotYet(option.into())),
         ("elk", a) => match a.parse::<f64>() {
             Ok(a) if (0.0..=1.0).contains(&a) => p.elk = a,
-            _ => return Err(format!("elk={a} is not a number from 0 to 1").into()),
+            _ => return Err(format!("elk={a} is not a number from 0 to 1")),
         },
         ("avg", "") => p.avg = true,
         ("tap", "partial") => p.tap = TapRule::Partial,
@@ -179,11 +155,10 @@ fn apply(p: &mut Parallel, option: &str) -> Result<(), Reject> {
         ("kv", "shared") => p.kv = Some(KvCache::Shared),
         _ => {
             return Err(format!(
-                "'{option}' is no option; there are k=N, init=h0|batch_fwd|preheat, \
+                "'{option}' is no option; there are k=N, init=h0|batch_fwd|preheat|warm, \
                  surrogate=auto|identity|transfer|diagonal|jacobi|exact, elk=A, avg, tap=partial|unit, \
                  kv=exact|shared"
-            )
-            .into());
+            ));
         }
     }
     Ok(())
@@ -210,7 +185,9 @@ mod tests {
         let all = "2xF2[k=2,init=batch_fwd,surrogate=transfer,elk=0.1,avg,tap=unit,kv=exact]";
         assert_eq!(placed(all, 4), all);
         assert_eq!(placed("2xF2[ k=2, avg ]", 4), "2xF2[k=2,avg]");
-        assert_eq!(placed("2xF1[init=preheat]", 2), "2xF1[init=preheat]");
+        for init in ["2xF1[init=preheat]", "2xF1[k=2,init=warm]"] {
+            assert_eq!(placed(init, 2), init);
+        }
         // More iterations than units change nothing.
         assert_eq!(placed("2xF1[k=3] 2xF1[k=2]", 4), "2*2xF1[k=2]");
         assert_eq!(placed("1xF2[k=5]", 2), "1xF2");
@@ -248,7 +225,6 @@ mod tests {
         for file in ["auto", "plan.toml"] {
             assert!(error(file).contains("lies in a file"), "{file}");
         }
-        assert!(error("2xF1[init=warm]").contains("not implemented yet"));
         let too_many = "12xF2".parse::<Plan>().unwrap().place(6).unwrap_err().to_string();
         assert_eq!(too_many, "plan '12xF2' covers 24 layers but the model has 6");
     }

@@ -15,6 +15,7 @@
 
 mod measured;
 mod preheat;
+mod warm;
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -400,6 +401,7 @@ impl Solver<'_> {
             Init::H0 => Estimates::Input,
             Init::BatchForward => Estimates::Units(self.before_last(graph, input, 0)?.outputs),
             Init::Preheat => Estimates::Units(self.preheated(graph)?),
+            Init::Warm => Estimates::Units(self.warmed(graph)?),
         };
         for k in 1..self.plan.effective_iterations() {
             let input = self.unit_inputs(graph, old)?;
@@ -468,10 +470,14 @@ impl Solver<'_> {
         places: &[(ValueId, usize, bool)],
         old_output: ValueId,
     ) -> Result<Vec<(ValueId, ValueId)>, VectorizeError> {
-        if places.is_empty() {
+        let warm = self.plan.init == Init::Warm;
+        if places.is_empty() && !warm {
             return Ok(vec![(old_output, self.correct(graph, out, old, true)?)]);
         }
         let all = self.correct(graph, out, old, false)?;
+        if warm {
+            self.keep_warm(graph, all)?;
+        }
         let mut replaced = Vec::new();
         for (value, unit, inside) in places {
             let mut new = self.row(graph, all, *unit)?;

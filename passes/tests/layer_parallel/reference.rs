@@ -85,7 +85,8 @@ fn solve(model: &Model, p: &Parallel, first: usize, states: &mut [State]) {
     let mut s = vec![h.clone()];
     for j in 0..p.units {
         s.push(match p.init {
-            Init::H0 => h.clone(),
+            // What the token before left is for steps alone.
+            Init::H0 | Init::Warm => h.clone(),
             Init::BatchForward => unit(model, &unit_layers(j), &h, p.avg, p.fused).0,
             Init::Preheat => predicted(model, first + (j + 1) * p.fused - 1),
         });

@@ -1,6 +1,7 @@
 //! Levels of independent steps, and the recycling of buffers between them.
 //!
-//! A step's level is one more than the highest level it reads from, or whose results it changes in place.
+//! A step's level is one more than the highest level it reads from, or whose results it changes in place, and above
+//! those that read what it writes over.
 //! All steps of a level run in one compute pass; a recycled buffer changes its owner between levels only,
 //! so within a level no buffer is both read and written.
 
@@ -10,15 +11,18 @@ use super::plan::{Output, OutputSource, Place, Slot, Step};
 
 /// Sorts steps by level and returns the levels. Steps come in an order of evaluation.
 pub fn level(steps: &mut Vec<Step>, slots: usize) -> Vec<Range<usize>> {
-    let mut written = vec![0usize; slots];
+    let (mut written, mut read) = (vec![0usize; slots], vec![0usize; slots]);
     let mut tagged: Vec<(usize, Step)> = Vec::with_capacity(steps.len());
     for step in steps.drain(..) {
-        let of = |slot: usize| written.get(slot).copied().unwrap_or(0);
+        let of = |levels: &[usize], slot: usize| levels.get(slot).copied().unwrap_or(0);
         let changed = if step.in_place { step.writes() } else { &[] };
-        let level = step.reads().iter().chain(changed).map(|b| of(b.slot)).max().unwrap_or(0);
-        for b in step.writes() {
-            if let Some(w) = written.get_mut(b.slot) {
-                *w = (*w).max(level + 1);
+        let made = step.reads().iter().chain(changed).map(|b| of(&written, b.slot));
+        let level = made.chain(step.writes().iter().map(|b| of(&read, b.slot))).max().unwrap_or(0);
+        for (levels, bindings) in [(&mut written, step.writes()), (&mut read, step.reads())] {
+            for b in bindings {
+                if let Some(at) = levels.get_mut(b.slot) {
+                    *at = (*at).max(level + 1);
+                }
             }
         }
         tagged.push((level, step));

@@ -316,6 +316,7 @@ fn merged(p: &Parallel, first: usize, chain: Option<&ChainSummary>) -> Vec<Strin
             Init::H0 => "",
             Init::BatchForward => ", from a batched forward",
             Init::Preheat => ", from a calibrated prediction",
+            Init::Warm => ", from the token before",
         };
         let each = if p.effective_iterations() > 1 { "each " } else { "" };
         out.push(format!("{iterations}{init}, {each}ending in a correction"));

@@ -15,6 +15,9 @@
 //! depend on later tokens; that holds since every attention is causal and no other operator mixes
 //! positions. An operator for which this cannot be shown ends the derivation with its name.
 //!
+//! An input `NAME` with an output `NAME.next` is carried from step to step as it is; before the first position it is
+//! zero.
+//!
 //! A cache has room for `capacity` positions, so that sizes do not change from step to step; what lies
 //! beyond the present position is excluded by causality. Taking a token back is moving `position` back.
 
@@ -23,7 +26,7 @@ mod spans;
 use std::collections::HashMap;
 
 use crate::ir::{
-    Binary, DType, Def, Dim, Graph, GraphError, NodeId, Op, ScatterReduction, Symbol, Type, ValueId,
+    Binary, DType, Def, Dim, Graph, GraphError, NodeId, Op, Output, ScatterReduction, Symbol, Type, ValueId,
 };
 
 use spans::{Make, Recipe, Span, Want, rule};
@@ -64,15 +67,18 @@ pub enum DecodeError {
     Graph(#[from] GraphError),
 }
 
-/// Derives the step of a graph whose only input is the tokens `[1, t]`, with a symbol `t`.
+/// Derives the step of a graph whose inputs are the tokens `[1, t]`, with a symbol `t`, and what is carried from step
+/// to step.
 ///
 /// # Errors
 /// When an operator mixes positions otherwise than causal attention does, or depends on how many there are.
 pub fn decode_step(graph: &Graph, capacity: usize) -> Result<DecodeStep, DecodeError> {
-    let &[tokens] = graph.inputs() else {
+    let (carried, others): (Vec<ValueId>, Vec<ValueId>) =
+        graph.inputs().iter().partition(|v| next_of(graph, **v).is_some());
+    let [tokens] = others[..] else {
         return Err(DecodeError::Signature(format!(
             "the graph has {} inputs instead of one that takes tokens",
-            graph.inputs().len()
+            others.len()
         )));
     };
     let length = match graph.ty(tokens).map(|t| &t.shape[..]) {
@@ -85,15 +91,27 @@ pub fn decode_step(graph: &Graph, capacity: usize) -> Result<DecodeStep, DecodeE
             "the tokens are {ty} instead of one sequence of any length"
         )));
     };
-    let frame = Frame::new(graph, tokens, length, capacity)?;
+    let frame = Frame::new(graph, tokens, carried, length, capacity)?;
     let demand = Demand::of(&frame)?;
     Step::build(&frame, &demand)
 }
+
+/// The output that takes an input's place in the next step.
+fn next_of(graph: &Graph, input: ValueId) -> Option<&str> {
+    let name = graph.value(input).name.as_ref()?;
+    let next = |o: &&Output| o.name.strip_suffix(NEXT) == Some(name);
+    graph.outputs.iter().find(next).map(|o| o.name.as_str())
+}
+
+/// What the output of an input's next content is called by.
+const NEXT: &str = ".next";
 
 /// What the rules know of the graph.
 struct Frame<'g> {
     graph: &'g Graph,
     tokens: ValueId,
+    /// Inputs that are carried from step to step.
+    carried: Vec<ValueId>,
     /// The number of positions.
     length: Symbol,
     capacity: i64,
@@ -107,7 +125,13 @@ struct Frame<'g> {
 }
 
 impl<'g> Frame<'g> {
-    fn new(graph: &'g Graph, tokens: ValueId, length: Symbol, capacity: usize) -> Result<Self, DecodeError> {
+    fn new(
+        graph: &'g Graph,
+        tokens: ValueId,
+        carried: Vec<ValueId>,
+        length: Symbol,
+        capacity: usize,
+    ) -> Result<Self, DecodeError> {
         let order = graph.topological()?;
         let mut variable = vec![false; graph.value_count()];
         variable[tokens.index()] = true;
@@ -121,7 +145,8 @@ impl<'g> Frame<'g> {
         let within = |d: &Dim| within(d, &length, capacity);
         let shapes =
             graph.values().map(|(v, _)| Some(graph.shape(v)?.iter().map(within).collect())).collect();
-        Ok(Frame { graph, tokens, length, capacity, step: Dim::symbol("step"), variable, shapes, order })
+        let step = Dim::symbol("step");
+        Ok(Frame { graph, tokens, carried, length, capacity, step, variable, shapes, order })
     }
 
     fn shape(&self, v: ValueId) -> Option<&[Dim]> {
@@ -314,6 +339,9 @@ impl<'d> Step<'d> {
             rows: HashMap::new(),
             caches: vec![],
         };
+        for v in &frame.carried {
+            step.carry(*v)?;
+        }
         for id in &frame.order {
             let Some(node) = old.node(*id) else { continue };
             for v in &node.outputs {
@@ -322,15 +350,18 @@ impl<'d> Step<'d> {
                 }
             }
         }
-        for output in &old.outputs {
+        let kept = |name: &str| frame.carried.iter().any(|v| next_of(old, *v) == Some(name));
+        let (states, results): (Vec<&Output>, Vec<&Output>) = old.outputs.iter().partition(|o| kept(&o.name));
+        for output in results.into_iter().chain(states) {
             let want = spans::rows_of(frame, output.value).unwrap_or_default();
             let value = step.get(output.value, &want)?;
             step.graph.add_output(&output.name, value);
         }
-        let mut caches = vec![];
+        let of_input = |v: &ValueId| Some((old.value(*v).name.clone()?, next_of(old, *v)?.to_string()));
+        let mut caches: Vec<(String, String)> = frame.carried.iter().filter_map(of_input).collect();
         for (before, after) in std::mem::take(&mut step.caches) {
             let name = step.graph.value(before).name.clone().unwrap_or_default();
-            let next = format!("{name}.next");
+            let next = format!("{name}{NEXT}");
             step.graph.add_output(&next, after);
             caches.push((name, next));
         }
@@ -338,6 +369,20 @@ impl<'d> Step<'d> {
         let lookback = usize::try_from(lookback).unwrap_or_default();
         let capacity = usize::try_from(frame.capacity).unwrap_or_default();
         Ok(DecodeStep { graph: step.graph, lookback, capacity, caches })
+    }
+
+    /// An input that is carried: what it holds, zero before the first position.
+    fn carry(&mut self, v: ValueId) -> Result<(), DecodeError> {
+        let value = self.frame.graph.value(v);
+        let (Some(name), Some(ty)) = (&value.name, self.frame.graph.ty(v)) else {
+            return Err(missing("an input"));
+        };
+        let input = self.graph.add_input(name, ty.clone());
+        let (first, zero) = (self.graph.scalar(0i64), self.graph.float_scalar(ty.dtype, 0.0));
+        let behind = self.graph.add(Op::Binary(Binary::Greater), &[self.position, first])?;
+        let held = self.graph.add(Op::Where, &[behind, input, zero])?;
+        self.made.insert((v, vec![Span::Whole; ty.rank()]), held);
+        Ok(())
     }
 
     /// A part of a value; its operands' parts are made on the way where they are not there.

@@ -436,10 +436,11 @@ impl<'g> Lowering<'g> {
     }
 
     fn outputs(&mut self) -> Result<(), ScheduleError> {
-        for output in &self.graph.outputs {
-            if self.is_state(output) {
-                continue;
-            }
+        // States are written last: whatever reads what they held before comes first.
+        let of_state =
+            |o: &&snlp_passes::ir::Output| self.options.states.iter().any(|(_, after)| *after == o.name);
+        let (states, results): (Vec<_>, Vec<_>) = self.graph.outputs.iter().partition(of_state);
+        for output in results {
             let dtype = self.dtype(output.value);
             let shape = self.graph.ty(output.value).and_then(|t| t.known_shape()).unwrap_or_default();
             let source = match self.output(output.value, &output.name) {
@@ -459,25 +460,31 @@ impl<'g> Lowering<'g> {
             };
             self.plan.outputs.push(Output { name: output.name.clone(), dtype, shape, source });
         }
+        for output in states {
+            match self.keep(output) {
+                Ok(()) | Err(Failure::Operand) => {}
+                Err(Failure::Shape(v)) => return Err(self.unknown_shape(v)),
+                Err(Failure::Unsupported(reason)) => {
+                    let (node, op) = (output.name.clone(), "output".into());
+                    self.unsupported.push(Unsupported { node, op, reason });
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Whether an output is the new content of a state, which then must lie in its place.
-    fn is_state(&mut self, output: &snlp_passes::ir::Output) -> bool {
-        let Some((before, _)) = self.options.states.iter().find(|(_, after)| *after == output.name) else {
-            return false;
+    /// Sees to it that the new content of a state lies in its place: by a copy where it was not written there.
+    fn keep(&mut self, output: &snlp_passes::ir::Output) -> Done {
+        let before = self.options.states.iter().find(|(_, after)| *after == output.name);
+        let place = before.and_then(|(before, _)| self.graph.input(before));
+        let Some(Some(Home::Device(place))) = place.map(|v| self.homes[v.index()].clone()) else {
+            return unsupported(format!("'{}' is the next content of no state", output.name));
         };
-        let number = self.plan.states.iter().position(|s| s.name == *before);
-        let lies = match &self.homes[output.value.index()] {
-            Some(Home::Device(at)) => self.plan.slots.get(at.slot).map(|s| s.place.clone()),
-            Some(Home::Failed) => return true,
-            _ => None,
-        };
-        if lies.is_none() || lies != number.map(Place::State) {
-            let reason = format!("state '{before}' is not changed in its place");
-            self.unsupported.push(Unsupported { node: output.name.clone(), op: "output".into(), reason });
+        let new = self.located(output.value)?;
+        if new.slot == place.slot {
+            return Ok(());
         }
-        true
+        self.copy_into(&output.name, &new, &place)
     }
 
     fn output(&mut self, v: ValueId, name: &str) -> Done<OutputSource> {
