@@ -11,6 +11,7 @@ use snlp_passes::rewrite::{Dialect, bind, lower};
 use snlp_runtime::kernels::Limits;
 use snlp_runtime::schedule::{Options, plan};
 
+use crate::language::decoder::Stepper;
 use crate::samples::sample_sizes;
 
 /// The chain of layers.
@@ -319,7 +320,18 @@ fn schedule_stats(graph: &Graph) -> Option<snlp_runtime::schedule::Stats> {
 /// The schedule of one forward on a typical GPU, at batch 1 and `length` positions; none when the runtime
 /// cannot schedule the graph.
 pub fn typical_schedule(graph: &Graph, length: usize) -> Option<snlp_runtime::schedule::Plan> {
+    scheduled(graph, length, &Options::default())
+}
+
+/// Dispatches of a step that takes one token, on a typical GPU; none when the runtime cannot schedule it.
+pub fn step_dispatches(stepper: &Stepper) -> Option<usize> {
+    let options = Options { states: stepper.states.clone(), ..Options::default() };
+    let length = 1 + stepper.lookback()?;
+    Some(scheduled(&stepper.graph, length, &options)?.stats().dispatches)
+}
+
+fn scheduled(graph: &Graph, length: usize, options: &Options) -> Option<snlp_runtime::schedule::Plan> {
     let mut bound = bind(graph, &sample_sizes(graph, length)).ok()?;
     lower(&mut bound, &Dialect::runtime()).ok()?;
-    plan(validate(&bound).ok()?, &TYPICAL, &Options::default()).ok()
+    plan(validate(&bound).ok()?, &TYPICAL, options).ok()
 }

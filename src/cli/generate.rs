@@ -14,9 +14,10 @@ use snlp::language::generate::{Draft, Generated, Request, generate, speculate};
 use snlp::language::inputs::longest;
 use snlp::language::sampling::Sampling;
 use snlp::language::tokenizer::Tokenizer;
-use snlp::passes::plan::Plan;
+use snlp::passes::plan::{KvCache, Plan, Segment};
 use snlp::plan_file::GivenPlan;
 use snlp::source::Source;
+use snlp::summary::step_dispatches;
 
 use super::backend::Backend;
 use super::ui::{self, Ui};
@@ -312,6 +313,13 @@ fn capacity(source: &Source, model: &Path, prompt: usize, count: usize) -> Resul
 
 /// The stepper of a plan, with caches if they can be had.
 fn stepper(source: &Source, plan: &Plan, capacity: usize, ui: &Ui) -> Result<Stepper, Error> {
+    let shares =
+        |s: &Segment| matches!(s, Segment::Parallel(p) if p.kv == Some(KvCache::Shared) && p.depth() > 1);
+    if plan.segments.iter().any(shares) {
+        ui.notice(
+            "kv=shared changes nothing here: each layer and iteration has its own cache, which is exact",
+        );
+    }
     let (stepper, uncached) = Stepper::new(source, &source.place(plan)?, capacity)?;
     if let Some(why) = uncached {
         ui.warn(&format!(
@@ -358,6 +366,7 @@ fn document(made: &Generated, printer: &Printer<'_>, seconds: f64, steppers: &[S
         "first_token_seconds": made.first.as_secs_f64(),
         "tokens_per_second": made.rate(),
         "cached": steppers.iter().all(Stepper::is_cached),
+        "dispatches": steppers.iter().map(step_dispatches).collect::<Vec<_>>(),
         "cache_bytes": steppers.iter().map(Stepper::cache_bytes).sum::<u64>(),
         "speculation": speculation,
     })

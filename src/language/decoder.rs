@@ -86,6 +86,11 @@ impl Stepper {
         self.lookback.is_some()
     }
 
+    /// Tokens before the new ones that a cached step reads.
+    pub fn lookback(&self) -> Option<usize> {
+        self.lookback
+    }
+
     /// Bytes of the caches.
     pub fn cache_bytes(&self) -> u64 {
         let bytes = |name: &String| {
