@@ -16,6 +16,7 @@ pub mod onnx;
 pub mod plan_file;
 pub mod preheat;
 pub mod samples;
+pub mod shapes;
 pub mod source;
 pub mod summary;
 pub mod text;

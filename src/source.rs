@@ -56,7 +56,14 @@ impl Source {
     /// # Errors
     /// When the file cannot be read or is invalid. A model without a chain is no error.
     pub fn read(path: &Path) -> Result<Source, Error> {
-        let model = Model::read(path).map_err(|e| onnx_error(e, path))?;
+        Source::of(path, Model::read(path).map_err(|e| onnx_error(e, path))?)
+    }
+
+    /// As [`Source::read`], of a model that is there already; `path` is what it is called by.
+    ///
+    /// # Errors
+    /// When the model contradicts itself.
+    pub fn of(path: &Path, model: Model) -> Result<Source, Error> {
         let mut graph = model.graph.clone();
         let clean_up = clean_up(&mut graph).map_err(|e| {
             Error::input(format!("{}: cannot simplify the model", path.display()))

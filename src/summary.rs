@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use snlp_passes::analysis::{Cache, Chain, Matrix, OtherStack, Transfer, other_stacks};
-use snlp_passes::ir::{Dim, Graph, Op, ValueId, validate};
+use snlp_passes::ir::{Bindings, Dim, Graph, Op, ValueId, validate};
 use snlp_passes::rewrite::{Dialect, bind, lower};
 use snlp_runtime::kernels::Limits;
 use snlp_runtime::schedule::{Options, plan};
@@ -320,18 +320,23 @@ fn schedule_stats(graph: &Graph) -> Option<snlp_runtime::schedule::Stats> {
 /// The schedule of one forward on a typical GPU, at batch 1 and `length` positions; none when the runtime
 /// cannot schedule the graph.
 pub fn typical_schedule(graph: &Graph, length: usize) -> Option<snlp_runtime::schedule::Plan> {
-    scheduled(graph, length, &Options::default())
+    schedule_at(graph, &sample_sizes(graph, length), &[])
 }
 
 /// Dispatches of a step that takes one token, on a typical GPU; none when the runtime cannot schedule it.
 pub fn step_dispatches(stepper: &Stepper) -> Option<usize> {
-    let options = Options { states: stepper.states.clone(), ..Options::default() };
-    let length = 1 + stepper.lookback()?;
-    Some(scheduled(&stepper.graph, length, &options)?.stats().dispatches)
+    let sizes = sample_sizes(&stepper.graph, 1 + stepper.lookback()?);
+    Some(schedule_at(&stepper.graph, &sizes, &stepper.states)?.stats().dispatches)
 }
 
-fn scheduled(graph: &Graph, length: usize, options: &Options) -> Option<snlp_runtime::schedule::Plan> {
-    let mut bound = bind(graph, &sample_sizes(graph, length)).ok()?;
+/// The schedule at given sizes on a typical GPU, with inputs that stay there and the outputs that take their place.
+pub fn schedule_at(
+    graph: &Graph,
+    sizes: &Bindings,
+    states: &[(String, String)],
+) -> Option<snlp_runtime::schedule::Plan> {
+    let mut bound = bind(graph, sizes).ok()?;
     lower(&mut bound, &Dialect::runtime()).ok()?;
-    plan(validate(&bound).ok()?, &TYPICAL, options).ok()
+    let options = Options { states: states.to_vec(), ..Options::default() };
+    plan(validate(&bound).ok()?, &TYPICAL, &options).ok()
 }

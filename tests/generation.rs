@@ -196,13 +196,14 @@ fn warm_reference(source: &Source, iterations: usize, tokens: &[u32]) -> Vec<f32
     let mut logits = vec![];
     for t in 0..tokens.len() {
         let row = t * width..(t + 1) * width;
-        for j in 0..units {
-            let guess = match t.checked_sub(1) {
-                None => h[row.clone()].to_vec(),
-                Some(before) => estimates[iterations][j][before * width..(before + 1) * width].to_vec(),
-            };
-            estimates[0][j].extend(guess);
-        }
+        let guesses: Vec<Vec<f32>> = match t.checked_sub(1) {
+            None => vec![h[row.clone()].to_vec(); units],
+            Some(before) => {
+                let last = |e: &Vec<f32>| e[before * width..(before + 1) * width].to_vec();
+                estimates[iterations].iter().map(last).collect()
+            }
+        };
+        estimates[0].iter_mut().zip(guesses).for_each(|(e, guess)| e.extend(guess));
         for k in 0..iterations {
             let mut moved = vec![0f32; width];
             for j in 0..units {

@@ -114,6 +114,15 @@ impl Backend {
         }
     }
 
+    /// Whether it computes in software, as the CPU and software GPUs do.
+    pub fn is_slow(&self) -> bool {
+        match self {
+            Backend::Gpu(gpu, _) => gpu.info().is_software(),
+            #[cfg(feature = "cpu")]
+            Backend::Cpu => true,
+        }
+    }
+
     /// Makes graphs ready to run. Graphs of one model share one copy of the weights on the device.
     pub fn load(&self, graphs: Vec<Graph>) -> Result<Vec<Runner>, Error> {
         self.load_with(graphs.into_iter().map(|graph| (graph, vec![])).collect())
@@ -124,7 +133,9 @@ impl Backend {
         self.load_with(steppers.iter().map(|s| (s.graph.clone(), s.states.clone())).collect())
     }
 
-    fn load_with(&self, graphs: Vec<(Graph, Vec<(String, String)>)>) -> Result<Vec<Runner>, Error> {
+    /// Makes graphs ready to run, each with what stays with it from call to call: inputs, and the outputs that take
+    /// their place.
+    pub fn load_with(&self, graphs: Vec<(Graph, Vec<(String, String)>)>) -> Result<Vec<Runner>, Error> {
         match self {
             Backend::Gpu(gpu, options) => {
                 let with = |(graph, states)| (graph, Options { states, ..options.clone() });

@@ -1,7 +1,7 @@
 //! Graphs on the CPU: bound to sizes, lowered to plain operators, handed to tract as ONNX. Where values decide
 //! sizes, in parts.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use snlp::error::{Error, Kind};
@@ -58,10 +58,7 @@ impl CpuRunner {
 
     /// Runs the graph; outputs come in the graph's order.
     pub fn run(&self, inputs: &[(String, Tensor)]) -> Result<Vec<(String, Tensor)>, Error> {
-        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
-        if states.is_empty() {
-            *states = self.names.iter().map(|(before, _)| self.zeros(before)).collect::<Result<_, _>>()?;
-        }
+        let mut states = self.states()?;
         let all: Vec<(String, Tensor)> = inputs.iter().chain(states.iter()).cloned().collect();
         let outputs = self.with_stages(&all, forward)?;
         let mut named = self
@@ -79,6 +76,15 @@ impl CpuRunner {
         Ok(named)
     }
 
+    /// What the states hold.
+    fn states(&self) -> Result<MutexGuard<'_, Vec<(String, Tensor)>>, Error> {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        if states.is_empty() {
+            *states = self.names.iter().map(|(before, _)| self.zeros(before)).collect::<Result<_, _>>()?;
+        }
+        Ok(states)
+    }
+
     /// What a state holds at first.
     fn zeros(&self, name: &str) -> Result<(String, Tensor), Error> {
         let made = self.graph.input(name).and_then(|v| self.graph.ty(v)).and_then(|ty| {
@@ -92,7 +98,8 @@ impl CpuRunner {
 
     /// The time of each of `count` forwards.
     pub fn time(&self, inputs: &[(String, Tensor)], count: usize) -> Result<Vec<Duration>, Error> {
-        self.with_stages(inputs, |stages, inputs| {
+        let all: Vec<(String, Tensor)> = inputs.iter().chain(self.states()?.iter()).cloned().collect();
+        self.with_stages(&all, |stages, inputs| {
             // What is prepared on the way is prepared before the first.
             stages.last(inputs.clone(), &prepare, &mut |part: &Part, inputs| part.run(inputs))?;
             let mut once = || {

@@ -5,6 +5,7 @@
 
 mod args;
 mod backend;
+mod bench;
 mod calibrate;
 mod completions;
 mod convert;
@@ -17,7 +18,6 @@ mod evidence;
 mod generate;
 mod html;
 mod inspect;
-mod later;
 mod measure;
 mod output;
 mod plan;
@@ -85,7 +85,7 @@ enum Command {
     Plan(plan::PlanSearch),
     Calibrate(calibrate::Calibrate),
     Generate(generate::Generate),
-    Bench(later::Bench),
+    Bench(bench::Bench),
 }
 
 impl Command {
@@ -100,7 +100,7 @@ impl Command {
             Command::Plan(c) => c.run(common, ui),
             Command::Calibrate(c) => c.run(common, ui),
             Command::Generate(c) => c.run(common, ui),
-            Command::Bench(_) => Err(Error::not_yet("snlp bench")),
+            Command::Bench(c) => c.run(common, ui),
         }
     }
 }
