@@ -14,6 +14,7 @@ use snlp::passes::ir::{Binary, Bindings, DType, Dim, Graph, Op, Tensor, Type};
 use snlp::passes::plan::{PlacedPlan, Plan};
 use snlp::passes::rewrite::{POSITION, bindings_from};
 use snlp::plan_file::GivenPlan;
+use snlp::runtime::StepTime;
 use snlp::runtime::schedule::{Profile, Stats};
 use snlp::samples::{sample_inputs, sample_length, sample_sizes};
 use snlp::shapes::Shape;
@@ -24,6 +25,7 @@ use super::backend::{Backend, Runner};
 use super::evaluate::whole_windows;
 use super::measure::{self, Forward, vocabulary};
 use super::output::{check_outputs, write_atomic};
+use super::run::profile_text;
 use super::ui::{self, Table, Ui};
 use super::{Common, check_plan, read_model};
 
@@ -65,6 +67,9 @@ pub struct Bench {
     /// Times that each is run
     #[arg(long, value_name = "R", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: u32,
+    /// Print what each kernel took, where the device tells
+    #[arg(long, conflicts_with = "json")]
+    profile: bool,
     /// Print one JSON document
     #[arg(long)]
     json: bool,
@@ -83,8 +88,8 @@ struct Row {
     plan: String,
     median: f64,
     min: f64,
-    /// Sum of the dispatches' own times, where the device tells them.
-    device: Option<f64>,
+    /// The dispatches' own times, where the device tells them.
+    steps: Option<Vec<StepTime>>,
     stats: Option<Stats>,
     /// Milliseconds in which the device could do the same.
     roofline: Option<f64>,
@@ -123,7 +128,12 @@ impl Bench {
         if self.json {
             return ui::print_json(&document(&backend, &self, &rows, &profile));
         }
-        ui::print(&report(&backend, &self, &rows, &profile))
+        let mut text = report(&backend, &self, &rows, &profile);
+        for row in rows.iter().filter(|_| self.profile) {
+            let kernels = row.steps.as_deref().map_or("the device does not tell\n".into(), profile_text);
+            text += &format!("\n{}\n{kernels}", row.plan);
+        }
+        ui::print(&text)
     }
 
     fn seq(&self) -> usize {
@@ -260,7 +270,7 @@ fn row(way: &Way, runner: &Runner, mut times: Vec<Duration>, profile: &Profile) 
         #[cfg(feature = "cpu")]
         Runner::Cpu(_) => schedule_at(&way.graph, &bindings, &way.states),
     };
-    let device = match runner {
+    let steps = match runner {
         // Not every device tells.
         Runner::Gpu(session) => session.profile(&way.inputs).ok(),
         #[cfg(feature = "cpu")]
@@ -272,7 +282,7 @@ fn row(way: &Way, runner: &Runner, mut times: Vec<Duration>, profile: &Profile) 
         plan: way.plan.clone(),
         min: times.first().copied().map_or(f64::NAN, ms),
         median: measure::median(times),
-        device: device.map(|steps| steps.iter().map(|s| ms(s.time)).sum()),
+        steps,
         roofline: schedule.as_ref().map(|s| s.cost(&limit) * 1e3),
         stats: schedule.map(|s| s.stats()),
     })
@@ -330,6 +340,13 @@ fn measured_profile(backend: &Backend) -> Result<Profile, Error> {
     Ok(Profile { dispatch: 0.0, bandwidth, flops })
 }
 
+impl Row {
+    /// Milliseconds of all dispatches.
+    fn device(&self) -> Option<f64> {
+        Some(self.steps.as_ref()?.iter().map(|s| s.time.as_secs_f64() * 1e3).sum())
+    }
+}
+
 /// Share of the roofline.
 fn fraction(row: &Row) -> Option<f64> {
     row.roofline.map(|limit| limit / row.min)
@@ -344,7 +361,7 @@ fn document(backend: &Backend, bench: &Bench, rows: &[Row], profile: &Profile) -
                 "plan": r.plan,
                 "ms_median": r.median,
                 "ms_min": r.min,
-                "ms_device": r.device,
+                "ms_device": r.device(),
                 "speedup": first / r.median,
                 "dispatches": r.stats.as_ref().map(|s| s.dispatches),
                 "levels": r.stats.as_ref().map(|s| s.levels),
@@ -381,7 +398,7 @@ fn report(backend: &Backend, bench: &Bench, rows: &[Row], profile: &Profile) -> 
             r.plan.clone(),
             format!("{:.3}", r.median),
             format!("{:.3}", r.min),
-            or_dash(r.device.map(|ms| format!("{ms:.3}"))),
+            or_dash(r.device().map(|ms| format!("{ms:.3}"))),
             format!("{:.2}x", first / r.median),
             or_dash(stats.map(|s| s.dispatches.to_string())),
             or_dash(stats.map(|s| format!("{:.1}", s.bytes as f64 / 1e6))),

@@ -351,7 +351,8 @@ fn kernels(steps: &[StepTime]) -> Vec<KernelTime> {
     out
 }
 
-fn profile_text(steps: &[StepTime]) -> String {
+/// The kernels of a forward, the longest first.
+pub(super) fn profile_text(steps: &[StepTime]) -> String {
     let mut table =
         Table::new(&["kernel", "dispatches", "ms", "share", "GB/s", "GFLOP/s"]).right(&[1, 2, 3, 4, 5]);
     let all = kernels(steps);
