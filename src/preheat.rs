@@ -253,8 +253,12 @@ fn read(path: &Path, sha256: &str) -> Result<Predictions, Error> {
             if view.dtype() != Dtype::F32 {
                 return Err(refuse(&format!("layer.{layer}.{name} is not of float32")));
             }
-            Tensor::from_bytes(DType::F32, view.shape().to_vec(), view.data().to_vec().into())
-                .map_err(|e| refuse(&e))
+            let tensor = Tensor::from_bytes(DType::F32, view.shape().to_vec(), view.data().to_vec().into());
+            let tensor = tensor.map_err(|e| refuse(&e))?;
+            match tensor.to_f32().iter().all(|x| x.is_finite()) {
+                true => Ok(tensor),
+                false => Err(refuse(&format!("layer.{layer}.{name} holds numbers that are not finite"))),
+            }
         };
         predictions.insert(layer, Prediction { bias: part("bias")?, down: part("down")?, up: part("up")? });
     }
@@ -338,7 +342,10 @@ mod tests {
         assert!(read.values().zip(&fitted).all(|(a, b)| *a == b.prediction));
         let report = required(&model, "cd").expect_err("another").report();
         assert!(report.contains("another model"), "{report}");
-        for bytes in [&b"no tensors"[..], &encode(&[], "ab", 0).expect("bytes")[..12]] {
+        let mut broken = fitted.clone();
+        broken[1].prediction.bias = Tensor::from_vec(vec![6], vec![f32::NAN; 6]).expect("fits");
+        let broken = encode(&broken, "ab", 400).expect("bytes");
+        for bytes in [&b"no tensors"[..], &encode(&[], "ab", 0).expect("bytes")[..12], &broken] {
             std::fs::write(&file, bytes).expect("written");
             let report = required(&model, "ab").expect_err("bad").report();
             assert!(report.contains("is no calibration") && report.contains("help:"), "{report}");

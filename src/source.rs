@@ -251,13 +251,25 @@ impl Source {
     /// # Errors
     /// When the chain cannot be rewritten so.
     pub fn rewrite_for_steps(&self, plan: &PlacedPlan) -> Result<Parallelized, Error> {
+        let streams = self.chain.as_ref().map_or(1, |c| c.streams.count);
+        if streams > 1 && (plan.starts_from(Init::Preheat) || plan.starts_from(Init::Warm)) {
+            return Err(Error::input(format!(
+                "{}: plan '{plan}': init=preheat and init=warm are for one residual stream; this model has {streams}",
+                self.path.display()
+            ))
+            .help("use init=h0 or init=batch_fwd"));
+        }
         if plan.is_sequential() {
             return Ok(Parallelized { graph: self.graph.clone(), segments: vec![], corrections: 0 });
         }
         parallelize_with(&self.graph, self.chain()?, plan, &self.predictions(plan)?).map_err(|e| {
+            let help = match plan.starts_from(Init::Preheat) && e.to_string().contains("calibrat") {
+                true => "make the calibration again with 'snlp calibrate'",
+                false => "try another division of the layers; 'snlp inspect' shows the classes",
+            };
             Error::input(format!("{}: plan '{plan}' cannot be applied", self.path.display()))
                 .because(e)
-                .help("try another division of the layers; 'snlp inspect' shows the classes")
+                .help(help)
         })
     }
 

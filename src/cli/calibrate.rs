@@ -12,6 +12,7 @@ use snlp::preheat::{self, Fitted, Statistics};
 use snlp::source::Source;
 
 use super::backend::Backend;
+use super::measure::check_windows;
 use super::output::{check_outputs, write_atomic};
 use super::ui::{self, Table, Ui};
 use super::windows::WindowArgs;
@@ -44,6 +45,8 @@ pub struct Calibrate {
 
 /// Tokens of a forward, about.
 const TOKENS: usize = 1024;
+/// Times as many tokens as features are wanted.
+const FEW: usize = 4;
 /// Tokens that are used where --windows does not say, about: more change little.
 const ENOUGH: usize = 32_768;
 
@@ -59,6 +62,7 @@ impl Calibrate {
             let enough = ENOUGH.div_ceil(windows.length());
             windows = windows.truncated(enough);
         }
+        check_windows(&source, &windows)?;
         let (graph, width, layers) = states(&source)?;
         let runner = Backend::open(common, ui)?.load_one(graph).map_err(|e| e.about(&source.path))?;
         let mut statistics = Statistics::new(width, layers);
@@ -74,6 +78,12 @@ impl Calibrate {
             bar.inc(1);
         }
         bar.finish_and_clear();
+        if statistics.tokens() < FEW * width {
+            ui.warn(&format!(
+                "{} tokens are few for a state of {width} features: what is explained of them says little of others",
+                statistics.tokens()
+            ));
+        }
         let fitted = statistics.fit(self.rank as usize).map_err(|e| e.about(&source.path))?;
         let bytes = preheat::encode(&fitted, &source.model.info.sha256, statistics.tokens())?;
         write_atomic(&path, |out| out.write_all(&bytes))?;

@@ -57,7 +57,9 @@ impl Tapped {
         if outputs(&chain) != layers.iter().map(|l| l.output).collect::<Vec<_>>() {
             return Err(Error::new(Kind::Internal, "the chain is another one when its states are read"));
         }
-        let predictions = preheat::beside(&source.path, &source.model.info.sha256)?.unwrap_or_default();
+        // Where there are none, plans that start from them have no states to compare.
+        let beside = preheat::beside(&source.path, &source.model.info.sha256);
+        let predictions = beside.ok().flatten().unwrap_or_default();
         Ok(Tapped { graph, chain, predictions })
     }
 

@@ -9,9 +9,10 @@ use std::time::Instant;
 use clap::Args;
 use serde_json::{Value, json};
 use snlp::error::{Error, Kind};
+use snlp::feeds::index_bounds;
 use snlp::language::decoder::{Decoder, Stepper};
 use snlp::language::generate::{Draft, Generated, Request, generate, speculate};
-use snlp::language::inputs::longest;
+use snlp::language::inputs::{longest, token_input};
 use snlp::language::sampling::Sampling;
 use snlp::language::tokenizer::Tokenizer;
 use snlp::passes::plan::{KvCache, Plan, Segment};
@@ -49,8 +50,9 @@ pub struct Generate {
     #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with = "prompt")]
     prompt_ids: Option<Vec<u32>>,
     /// Tokens to generate at most
-    #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 128)]
-    count: usize,
+    #[arg(short = 'n', long = "tokens", value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(..=1 << 20))]
+    count: u32,
     /// Decode with this plan
     #[arg(long, value_name = "PLAN")]
     plan: Option<String>,
@@ -76,7 +78,7 @@ pub struct Generate {
     #[arg(long, value_name = "S", default_value_t = 0)]
     seed: u64,
     /// End when this text appears; it is not printed. May be given several times
-    #[arg(long = "stop", value_name = "TEXT")]
+    #[arg(long = "stop", value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     stops: Vec<String>,
     /// Do not end at the model's end-of-text token
     #[arg(long)]
@@ -214,7 +216,8 @@ impl Generate {
         let model = read_model(&self.model, ui)?;
         model.require_supported()?;
         let source = model.of_one_sequence()?;
-        let capacity = capacity(&source, &self.model, prompt.len(), self.count)?;
+        let capacity = capacity(&source, &self.model, prompt.len(), self.count as usize)?;
+        check_tokens(&source, &prompt)?;
         check_plan(&model, &plan, ui)?;
         let mut steppers = vec![];
         if self.speculate.is_some() {
@@ -223,10 +226,12 @@ impl Generate {
         steppers.push(stepper(&source, &plan.plan, capacity, ui)?);
         if self.speculate.is_some() && !steppers.iter().all(Stepper::is_cached) {
             return Err(Error::input(format!(
-                "{}: speculation needs caches, which cannot be derived for this model",
+                "{}: speculation needs caches, which cannot be derived for the model or its plan",
                 self.model.display()
             ))
-            .help("generate without --speculate"));
+            .help(
+                "try another plan, or generate without --speculate; the note above says what is in the way",
+            ));
         }
         let backend = Backend::open(common, ui)?;
         let runners = backend.load_steppers(&steppers)?;
@@ -257,7 +262,7 @@ impl Generate {
         };
         let request = Request {
             prompt: &prompt,
-            count: self.count,
+            count: self.count as usize,
             sampling: &sampling,
             seed: self.seed,
             reader: &mut |id| printer.token(id),
@@ -288,11 +293,30 @@ impl Generate {
         let beside = self.model.with_file_name("tokenizer.json");
         match (&self.tokenizer, &self.prompt_ids) {
             (Some(path), _) => Tokenizer::read(path).map(Some),
+            (None, Some(_)) if !self.stops.is_empty() => {
+                Err(Error::usage("--stop is text, which --prompt-ids alone has none of")
+                    .help("give --tokenizer"))
+            }
             (None, Some(_)) => Ok(None),
             (None, None) if beside.exists() => Tokenizer::read(&beside).map(Some),
             (None, None) => Err(Error::usage(format!("there is no tokenizer at {}", beside.display()))
                 .help("give --tokenizer, or --prompt-ids")),
         }
+    }
+}
+
+/// Refuses ids that the model's table of tokens does not have.
+fn check_tokens(source: &Source, prompt: &[u32]) -> Result<(), Error> {
+    let name = token_input(&source.graph)?;
+    let rows = index_bounds(&source.graph).into_iter().filter(|b| b.input == name).map(|b| b.rows).min();
+    match rows.and_then(|rows| prompt.iter().find(|id| i64::from(**id) >= rows).zip(Some(rows))) {
+        Some((id, rows)) => Err(Error::input(format!(
+            "{}: token {id} is none of the model's, which are 0 to {}",
+            source.path.display(),
+            rows - 1
+        ))
+        .help("token ids must come from the tokenizer that the model was trained with")),
+        None => Ok(()),
     }
 }
 

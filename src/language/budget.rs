@@ -72,7 +72,9 @@ impl FromStr for Budget {
         let limit = |part: &str| {
             let part = part.trim();
             let limit = if let Some(rise) = part.strip_prefix("ppl+") {
-                share(rise).map(Limit::Perplexity)
+                // Without its sign one percent would be a hundred.
+                let meant = |x: &f64| *x < 1.0 || rise.trim_end().ends_with('%');
+                share(rise).filter(meant).map(Limit::Perplexity)
             } else if let Some(most) = part.strip_prefix("kl<") {
                 share(most).map(Limit::Kl)
             } else if let Some(least) = part.strip_prefix("top1>") {
@@ -127,9 +129,19 @@ mod tests {
         ] {
             assert_eq!(budget(text).to_string(), normal);
         }
-        for bad in
-            ["", "ppl", "ppl+", "ppl+x%", "ppl-1%", "ppl+-1%", "kl>0.1", "top1>101%", "ppl+1%,", "kl<nan"]
-        {
+        for bad in [
+            "",
+            "ppl",
+            "ppl+",
+            "ppl+1",
+            "ppl+x%",
+            "ppl-1%",
+            "ppl+-1%",
+            "kl>0.1",
+            "top1>101%",
+            "ppl+1%,",
+            "kl<nan",
+        ] {
             assert!(bad.parse::<Budget>().is_err(), "{bad}");
         }
     }

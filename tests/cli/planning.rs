@@ -260,10 +260,14 @@ fn calibrated_guesses_are_found_beside_the_model() {
     assert!(kl(2) < 1e-6, "{found}");
 
     // The calibration is one model's.
-    let other = fixture("mhc/hcn.onnx");
-    std::fs::copy(&other, folder.path("model.onnx")).expect("copied");
+    std::fs::copy(fixture("gpt2-tiny/model.onnx"), folder.path("model.onnx")).expect("copied");
     let args = ["inspect", &model, "--plan", "4xF1[init=preheat]"];
     snlp(&args).code(3).says(&["calibrated for another model", "snlp calibrate"]);
-    let args = ["calibrate", &model, "--tokens", &tokens, "--backend", backend];
+    // It predicts one stream.
+    let streams = fixture("mhc/hcn.onnx");
+    let out = folder.text("out.safetensors");
+    let args = ["calibrate", &streams, "--tokens", &tokens, "--backend", backend, "-o", &out];
+    snlp(&args).code(3).says(&["one residual stream", "init=batch_fwd"]);
+    let args = ["inspect", &streams, "--plan", "4xF1[init=preheat]"];
     snlp(&args).code(3).says(&["one residual stream", "init=batch_fwd"]);
 }

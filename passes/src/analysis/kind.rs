@@ -415,4 +415,30 @@ mod tests {
         });
         assert_eq!(together, Kind::ParallelResidual);
     }
+
+    #[test]
+    fn masks_of_tokens_lie_on_the_skip_path() {
+        for filled in [false, true] {
+            let mut build = Build(Graph::new("masked"));
+            let dims = |last: usize| vec![Dim::symbol("batch"), Dim::symbol("seq"), Dim::from(last)];
+            let mut x = build.0.add_input("x", Type::new(DType::F32, dims(8)));
+            let kept = build.0.add_input("kept", Type::new(DType::I64, dims(1)));
+            let to = if filled { DType::Bool } else { DType::F32 };
+            let kept = build.op(Op::Cast { to }, &[kept]);
+            for _ in 0..3 {
+                for part in [Build::attention as Part, Build::mlp] {
+                    let y = part(&mut build, x);
+                    x = build.op(Op::Binary(Binary::Add), &[x, y]);
+                }
+                let zero = build.0.scalar(0f32);
+                x = match filled {
+                    true => build.op(Op::Where, &[kept, x, zero]),
+                    false => build.op(Op::Binary(Binary::Mul), &[kept, x]),
+                };
+            }
+            build.0.add_output("y", x);
+            let chain = find_chain(&build.0).unwrap();
+            assert_eq!((chain.layers.len(), chain.side_inputs.len()), (3, 1), "{filled}");
+        }
+    }
 }

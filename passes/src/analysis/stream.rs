@@ -222,6 +222,17 @@ fn state_operands(graph: &Graph, node: &Node) -> Vec<(ValueId, Option<ValueId>)>
             let factor = |v: ValueId| constant(v) || is_mask(graph, v);
             both.into_iter().filter(|(s, o)| fits(s) && o.is_some_and(factor) && !constant(*s)).collect()
         }
+        // Padding filled with a number.
+        (Op::Where, Some(mask), Some(a)) => match node.input(2) {
+            Some(b) if is_mask(graph, mask) => {
+                let both = [(a, b), (b, a)];
+                both.into_iter()
+                    .filter(|(s, other)| fits(s) && constant(*other) && !constant(*s))
+                    .map(|(s, other)| (s, Some(other)))
+                    .collect()
+            }
+            _ => vec![],
+        },
         (Op::Binary(Binary::Div | Binary::Sub), Some(a), Some(b)) => {
             let sub = node.op == Op::Binary(Binary::Sub);
             [(a, Some(b))].into_iter().filter(|(s, _)| fits(s) && (sub || constant(b))).collect()

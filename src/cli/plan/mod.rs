@@ -28,7 +28,7 @@ use search::{CostModel, Search};
 /// distribution, in nats), top1>97% (positions with its most likely token), or several with commas between.
 /// Candidates come from how far each layer's state is off under segments of every kind, on a few hundred
 /// tokens; fewer and fewer of them are evaluated on more and more windows. What is chosen has been evaluated
-/// on all windows and is inside the budget there.
+/// on all windows and is inside the budget there, unless --time-limit ended the search before.
 ///
 /// Fast means a small modelled cost: each dispatch takes its launch, then the longer of its traffic and its
 /// arithmetic, on the device of --profile. So the search needs no GPU and gives the same plan everywhere.
@@ -58,7 +58,8 @@ pub struct PlanSearch {
     /// Positions of the forward whose cost is modelled, at batch 1
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     positions: u32,
-    /// Stop evaluating further windows after so long; the result says on how many it rests
+    /// Begin no further evaluation after so long: the evidence and the first one are made in any case; the result
+    /// says on how many windows it rests
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
     time_limit: Option<u32>,
     /// Windows that run at once

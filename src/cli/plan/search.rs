@@ -103,8 +103,11 @@ impl<'a> Search<'a> {
     ) -> Result<Self, Error> {
         let source = evaluation.source;
         let mut inits = vec![Init::H0, Init::BatchForward];
-        if preheat::beside(&source.path, &source.model.info.sha256)?.is_some() {
-            inits.push(Init::Preheat);
+        match preheat::beside(&source.path, &source.model.info.sha256) {
+            Ok(None) => {}
+            Ok(Some(_)) => inits.push(Init::Preheat),
+            // Plans need not start from it.
+            Err(e) => ui.warn(&format!("init=preheat is not tried: {e}")),
         }
         let mut search = Search {
             evaluation,

@@ -240,7 +240,8 @@ fn split(c: &mut NodeContext<'_>) -> Built {
         bounds.push(end);
     }
     if !bounds.iter().all(|d| c.computable(d)) {
-        return Err(Decline::Opaque);
+        let parts = c.opset >= 18 && c.optional(1).is_none();
+        return if parts { parts_of_unknown(c, x, axis) } else { Err(Decline::Opaque) };
     }
     let mut out = Vec::with_capacity(sizes.len());
     for ends in bounds.windows(2) {
@@ -264,6 +265,21 @@ fn open_split(c: &mut NodeContext<'_>, x: ValueId, sizes: ValueId, axis: usize) 
         out.push(c.add(Op::Slice { axes: vec![axis], steps: vec![1] }, &[x, bounds[0], bounds[1]])?);
     }
     Ok(out)
+}
+
+/// A split into parts of one size, the last perhaps smaller, of an axis whose size only the run knows.
+fn parts_of_unknown(c: &mut NodeContext<'_>, x: ValueId, axis: usize) -> Built {
+    let count = c.node.output.len();
+    let parts = i64::try_from(count).map_err(|_| Decline::Opaque)?;
+    let size = c.add(Op::Shape { start: axis, end: axis + 1 }, &[x])?;
+    let [slack, divisor, others] = [parts - 1, parts, parts - 1].map(|n| c.graph.ints(&[n]));
+    let padded = c.add(Op::Binary(Binary::Add), &[size, slack])?;
+    let part = c.add(Op::Binary(Binary::Div), &[padded, divisor])?;
+    let before = c.add(Op::Binary(Binary::Mul), &[part, others])?;
+    let last = c.add(Op::Binary(Binary::Sub), &[size, before])?;
+    let sizes: Vec<ValueId> = std::iter::repeat_n(part, count - 1).chain([last]).collect();
+    let sizes = c.add(Op::Concat { axis: 0 }, &sizes)?;
+    open_split(c, x, sizes, axis)
 }
 
 fn split_sizes(c: &NodeContext<'_>, whole: &Dim) -> Result<Vec<Dim>, Decline> {
