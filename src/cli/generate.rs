@@ -216,7 +216,9 @@ impl Generate {
         let model = read_model(&self.model, ui)?;
         model.require_supported()?;
         let source = model.of_one_sequence()?;
-        let capacity = capacity(&source, &self.model, prompt.len(), self.count as usize)?;
+        // The last token is read by nobody, unless drafts are checked behind it.
+        let unread = usize::from(self.speculate.is_none());
+        let capacity = capacity(&source, &self.model, (prompt.len(), self.count as usize), unread)?;
         check_tokens(&source, &prompt)?;
         check_plan(&model, &plan, ui)?;
         let mut steppers = vec![];
@@ -320,9 +322,15 @@ fn check_tokens(source: &Source, prompt: &[u32]) -> Result<(), Error> {
     }
 }
 
-/// Positions that caches have room for.
-fn capacity(source: &Source, model: &Path, prompt: usize, count: usize) -> Result<usize, Error> {
-    let needed = prompt + count;
+/// Positions that caches have room for: those of a prompt and of `count` tokens, the last `unread` of which are not
+/// gone on from.
+fn capacity(
+    source: &Source,
+    model: &Path,
+    (prompt, count): (usize, usize),
+    unread: usize,
+) -> Result<usize, Error> {
+    let needed = prompt + count.saturating_sub(unread);
     let room = needed.next_multiple_of(ROOM);
     match longest(&source.graph, room) {
         Some(most) if needed > most => Err(Error::input(format!(

@@ -53,8 +53,11 @@ pub struct Generated {
 }
 
 impl Generated {
-    /// Tokens after the first, per second; `None` of fewer than two.
+    /// Tokens after the first, per second; `None` of fewer than two, and of those of a single round.
     pub fn rate(&self) -> Option<f64> {
+        if self.speculation.is_some_and(|s| s.rounds < 2) {
+            return None;
+        }
         let after = self.tokens.len().checked_sub(1).filter(|n| *n > 0)?;
         Some(after as f64 / (self.total - self.first).as_secs_f64().max(1e-9))
     }

@@ -320,3 +320,27 @@ fn eval_compares_with_the_sequential_model() {
         assert!(found["sequential"]["ppl"].is_f64(), "{found}");
     }
 }
+
+#[test]
+fn texts_may_end_where_the_positions_do() {
+    let Some(backend) = backends().first().copied() else { return };
+    let model = fixture("nano/model.onnx");
+    let ids = vec!["65"; 1020].join(",");
+    let generate = |more: &[&str]| {
+        let args = ["generate", &model, "--prompt-ids", &ids, "--ignore-eos", "--json", "--backend", backend];
+        snlp(&[&args[..], more].concat())
+    };
+    // Nothing goes on from the last token.
+    let whole = generate(&["-n", "5"]).code(0).json();
+    assert_eq!(whole["tokens"].as_array().map(Vec::len), Some(5));
+    generate(&["-n", "6"]).code(3).says(&["more than the 1024", "help:"]);
+    let drafted = generate(&["-n", "4", "--speculate", "6xF1"]).code(0).json();
+    assert_eq!(drafted["tokens"].as_array().map(|t| &t[..]), whole["tokens"].as_array().map(|t| &t[..4]));
+    // What the model has no token for, and what no text can hold.
+    let ids = ["generate", &model, "--prompt-ids", "512", "--backend", backend];
+    snlp(&ids).code(3).says(&["token 512", "0 to 511"]);
+    snlp(&["generate", &model, "--prompt-ids", "1", "--stop", "And"])
+        .code(2)
+        .says(&["--stop", "--tokenizer"]);
+    assert_eq!(snlp(&["generate", &model, "--prompt", "a", "-n", "99999999999"]).code, 2);
+}
