@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use snlp_passes::analysis::{Cache, Chain, Matrix, OtherStack, Transfer, other_stacks};
+use snlp_passes::analysis::{Cache, Chain, Matrix, OtherStack, Transfer, other_stacks, unreached};
 use snlp_passes::ir::{Bindings, Dim, Graph, Op, ValueId, validate};
 use snlp_passes::rewrite::{Dialect, bind, lower};
 use snlp_runtime::kernels::Limits;
@@ -39,6 +39,9 @@ pub struct ChainSummary {
     /// Stacks of layers that plans do not reach.
     #[serde(default)]
     pub others: Vec<OtherSummary>,
+    /// Attentions that are part of no layer nor of another stack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreached: Option<UnreachedSummary>,
     /// Nodes before the chain.
     pub prefix_nodes: usize,
     /// Nodes behind it.
@@ -58,6 +61,17 @@ pub struct OtherSummary {
     pub kind: String,
     /// What makes its last state.
     pub at: String,
+}
+
+/// Attentions outside the chain.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct UnreachedSummary {
+    /// How many there are.
+    pub attentions: usize,
+    /// The first.
+    pub first: String,
+    /// Who reads the chain's last state, each with its operator; empty where all lie before the chain.
+    pub readers: Vec<String>,
 }
 
 /// A class of layers.
@@ -149,6 +163,9 @@ pub fn dim_json(dim: &Dim) -> Value {
 impl ChainSummary {
     /// The summary of a chain.
     pub fn of(graph: &Graph, chain: &Chain) -> Self {
+        let others: Vec<OtherSummary> = other_stacks(graph, chain).iter().map(OtherSummary::of).collect();
+        // Stacks that are named tell where the others are.
+        let unreached = unreached(graph, chain).filter(|_| others.is_empty());
         ChainSummary {
             layers: chain.layers.len(),
             hidden: dim_json(&chain.hidden),
@@ -179,7 +196,12 @@ impl ChainSummary {
                 .map(|s| SideSummary { name: s.name.clone(), layers: s.layers.clone() })
                 .collect(),
             caches: chain.caches.iter().map(|c| CacheSummary::of(graph, c)).collect(),
-            others: other_stacks(graph, chain).iter().map(OtherSummary::of).collect(),
+            others,
+            unreached: unreached.map(|u| UnreachedSummary {
+                attentions: u.attentions,
+                first: u.first,
+                readers: u.readers,
+            }),
             prefix_nodes: chain.prefix_nodes,
             suffix_nodes: chain.suffix_nodes,
             layers_detail: chain

@@ -13,9 +13,9 @@ use serde_json::Value;
 use snlp::compare::{Tolerance, compare};
 use snlp::npz::read_npz;
 use snlp::source::{Source, parse_plan};
-use snlp_passes::analysis::{Kind, Transfer, other_stacks};
+use snlp_passes::analysis::{Kind, Transfer, find_chain, other_stacks, unreached};
 use snlp_passes::eval::eval_graph;
-use snlp_passes::ir::{Graph, Tensor};
+use snlp_passes::ir::{Graph, Op, Tensor, Unary};
 use snlp_runtime::schedule::Options;
 use snlp_runtime::{AdapterChoice, Gpu, Session};
 
@@ -174,6 +174,32 @@ fn the_encoder_beside_a_decoder_is_told() {
         let found: Vec<_> = others.iter().map(|o| (o.layers, o.kind)).collect();
         assert_eq!(found, Vec::from_iter(encoder), "{name}");
     }
+}
+
+/// Nothing of these models is left out, and where something is it is told.
+#[test]
+fn attentions_in_no_layer_are_told() {
+    for folder in zoo() {
+        let (name, source) = (name_of(&folder), source(&folder));
+        let chain = source.chain().unwrap();
+        let left = unreached(&source.graph, chain).map(|u| u.attentions).unwrap_or(0);
+        // The encoder beside the decoder is told as a stack.
+        assert_eq!(left > 0, name == "t5_tiny-ts17", "{name}: {left}");
+    }
+    // A chain that ends after its second layer, as where the state goes through what is no skip path.
+    let folder = zoo().into_iter().find(|f| name_of(f) == "opt-dyn18").unwrap();
+    let mut graph = source(&folder).graph;
+    let cut = find_chain(&graph).unwrap().layers[1].output;
+    let state = graph.ty(cut).unwrap().clone();
+    let start = graph.add(Op::Unary(Unary::Tanh), &[cut]).unwrap();
+    assert_eq!(graph.ty(start), Some(&state));
+    let tanh = graph.producer(start).unwrap();
+    graph.replace_uses(cut, start).unwrap();
+    graph.set_input(tanh, 0, cut);
+    let chain = find_chain(&graph).unwrap();
+    let told = unreached(&graph, &chain).unwrap();
+    assert_eq!((chain.layers.len(), told.attentions), (2, 2));
+    assert!(told.readers.iter().all(|r| r.contains("Tanh")), "{told:?}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub use chain::{Chain, Class, Kind, Layer, SideInput, Stopped, Streams, Tap, fin
 pub use connection::Connection;
 pub use lockstep::{Mismatch, same_class};
 pub use mixing::Mixing;
-pub use others::{OtherStack, other_stacks};
+pub use others::{OtherStack, Unreached, other_stacks, unreached};
 pub use region::{Reach, descendants, state_dependent};
 pub use stream::{Event, Stream, find_stream};
 pub use transfer::{Matrix, Transfer};

@@ -8,8 +8,10 @@
 use std::collections::HashSet;
 
 use super::chain::{Chain, Kind, Layer, find_chain};
+use super::kind::attends;
 use super::lockstep::describe;
-use crate::ir::{Dim, Graph, GraphError, ValueId};
+use super::region::state_dependent;
+use crate::ir::{Dim, Graph, GraphError, NodeId, ValueId};
 
 /// A stack of layers that is not part of the chain.
 #[derive(Clone, PartialEq, Debug)]
@@ -41,6 +43,39 @@ pub fn other_stacks(graph: &Graph, chain: &Chain) -> Vec<OtherStack> {
             at: describe(graph, found.output()),
         })
         .collect()
+}
+
+/// Attentions that are part of no layer.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Unreached {
+    /// How many there are.
+    pub attentions: usize,
+    /// The first, in an order of evaluation.
+    pub first: String,
+    /// Who reads the chain's last state, each with its operator; empty where all lie before the chain.
+    pub readers: Vec<String>,
+}
+
+/// Attentions outside the chain's layers: the chain may end too soon, where its state goes through what is no skip
+/// path. None where there are none.
+pub fn unreached(graph: &Graph, chain: &Chain) -> Option<Unreached> {
+    let inside: HashSet<NodeId> = chain.layers.iter().flat_map(|l| l.nodes.iter().copied()).collect();
+    let outside: HashSet<NodeId> =
+        graph.nodes().map(|(id, _)| id).filter(|id| !inside.contains(id)).collect();
+    let reach = state_dependent(graph, chain.input);
+    let order = graph.topological().ok()?;
+    let attention: Vec<NodeId> = order
+        .into_iter()
+        .filter(|id| outside.contains(id) && attends(graph, *id, &outside, &reach))
+        .collect();
+    let result = |id: &NodeId| graph.node(*id).and_then(|n| n.outputs.first()).map(|v| describe(graph, *v));
+    let first = attention.first().and_then(result)?;
+    let users = graph.users();
+    let readers = users[chain.output().index()].iter().filter(|id| outside.contains(id));
+    let mut readers: Vec<String> =
+        readers.filter_map(|id| Some(format!("{} ({})", result(id)?, graph.node(*id)?.op.name()))).collect();
+    readers.dedup();
+    Some(Unreached { attentions: attention.len(), first, readers })
 }
 
 /// What computes the values that the chain's layers read from outside.

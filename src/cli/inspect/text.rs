@@ -239,6 +239,13 @@ fn chain_text(chain: &ChainSummary) -> String {
         [what, format!("up to {}", name(&other.at))]
     };
     listed(&mut table, "not taken", ROWS, chain.others.iter().map(other).collect());
+    if let Some(beyond) = &chain.unreached {
+        let readers = name_list(beyond.readers.iter().map(String::as_str));
+        let what = format!("{} in no layer", count(beyond.attentions, "attention"));
+        let ends =
+            format!("the first {}; the chain ends where its state is read by {readers}", name(&beyond.first));
+        listed(&mut table, "beyond", ROWS, vec![[what, ends]]);
+    }
     let around =
         format!("{} before the chain, {} behind it", count(chain.prefix_nodes, "node"), chain.suffix_nodes);
     out += &table.render(2);
