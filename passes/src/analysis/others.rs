@@ -71,7 +71,11 @@ pub fn unreached(graph: &Graph, chain: &Chain) -> Option<Unreached> {
     let result = |id: &NodeId| graph.node(*id).and_then(|n| n.outputs.first()).map(|v| describe(graph, *v));
     let first = attention.first().and_then(result)?;
     let users = graph.users();
-    let readers = users[chain.output().index()].iter().filter(|id| outside.contains(id));
+    let behind = state_dependent(graph, chain.output());
+    let lies_behind =
+        |id: &NodeId| graph.node(*id).is_some_and(|n| n.outputs.iter().any(|v| behind.contains(*v)));
+    let ends_early = attention.iter().any(lies_behind);
+    let readers = users[chain.output().index()].iter().filter(|id| ends_early && outside.contains(id));
     let mut readers: Vec<String> =
         readers.filter_map(|id| Some(format!("{} ({})", result(id)?, graph.node(*id)?.op.name()))).collect();
     readers.dedup();

@@ -240,10 +240,15 @@ fn chain_text(chain: &ChainSummary) -> String {
     };
     listed(&mut table, "not taken", ROWS, chain.others.iter().map(other).collect());
     if let Some(beyond) = &chain.unreached {
-        let readers = name_list(beyond.readers.iter().map(String::as_str));
         let what = format!("{} in no layer", count(beyond.attentions, "attention"));
-        let ends =
-            format!("the first {}; the chain ends where its state is read by {readers}", name(&beyond.first));
+        let first = name(&beyond.first);
+        let ends = match &beyond.readers[..] {
+            [] => format!("before the chain, the first {first}"),
+            readers => {
+                let readers = name_list(readers.iter().map(String::as_str));
+                format!("the first {first}; the chain ends where its state is read by {readers}")
+            }
+        };
         listed(&mut table, "beyond", ROWS, vec![[what, ends]]);
     }
     let around =
