@@ -5,7 +5,7 @@
 
 use super::vectorize::{Batched, VectorizeError};
 use crate::analysis::Mismatch;
-use crate::ir::{Binary, Blocks, Dim, Graph, GraphError, Node, Op, ValueId};
+use crate::ir::{Binary, Blocks, DType, Dim, Graph, GraphError, Node, Op, ValueId};
 
 /// Reshapes to `dims`; a constant stays a constant.
 pub fn reshape(graph: &mut Graph, v: ValueId, dims: &[Dim]) -> Result<ValueId, GraphError> {
@@ -25,6 +25,14 @@ pub fn reshape(graph: &mut Graph, v: ValueId, dims: &[Dim]) -> Result<ValueId, G
     }
     let shape = graph.dims(dims)?;
     graph.add(Op::Reshape { allow_zero: true }, &[v, shape])
+}
+
+/// A value as one of this type: itself where it is one.
+pub(super) fn cast(graph: &mut Graph, v: ValueId, to: DType) -> Result<ValueId, GraphError> {
+    match graph.ty(v).map(|t| t.dtype) {
+        Some(own) if own != to => graph.add(Op::Cast { to }, &[v]),
+        _ => Ok(v),
+    }
 }
 
 /// Inserts `count` axes of size 1 at `at`.
@@ -351,10 +359,8 @@ impl Rule<'_> {
                 let mut parameter = self.aligned(i, rank)?;
                 let batched = y.batched || self.operand(i)?.batched;
                 // A norm's parameters may be less precise than what it norms.
-                if let Some(to) = self.graph.ty(y.value).map(|t| t.dtype)
-                    && self.graph.ty(parameter).is_some_and(|t| t.dtype != to)
-                {
-                    parameter = self.graph.add(Op::Cast { to }, &[parameter])?;
+                if let Some(to) = self.graph.ty(y.value).map(|t| t.dtype) {
+                    parameter = cast(self.graph, parameter, to)?;
                 }
                 y = Batched { value: self.graph.add(Op::Binary(op), &[y.value, parameter])?, batched };
             }

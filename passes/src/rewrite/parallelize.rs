@@ -23,6 +23,7 @@ use measured::Measured;
 pub use preheat::{Prediction, Predictions};
 
 use super::PassError;
+use super::batch::cast;
 use super::driver::clean_up_exact;
 use super::escapes::{Escape, escapes, inner_states, own_inputs, own_outputs, replacements};
 use super::units::{Evaluated, PartialTaps, SegmentContext, Wanted, evaluate};
@@ -529,9 +530,7 @@ impl Solver<'_> {
                 };
                 // Mixing may be computed more finely than the state.
                 let dtype = graph.ty(f).map_or(DType::F32, |t| t.dtype);
-                if graph.ty(a).is_some_and(|t| t.dtype != dtype) {
-                    a = graph.add(Op::Cast { to: dtype }, &[a])?;
-                }
+                a = cast(graph, a, dtype)?;
                 if *damping != 1.0 {
                     let factor = graph.float_scalar(dtype, *damping);
                     a = graph.add(Op::Binary(Binary::Mul), &[a, factor])?;
@@ -549,8 +548,8 @@ impl Solver<'_> {
         let tensor =
             Tensor::from_vec(vec![n, n], matrix).map_err(|e| Mismatch::at_value(graph, f, e.to_string()))?;
         let mut t = graph.constant(tensor);
-        if let Some(to) = graph.ty(f).map(|t| t.dtype).filter(|d| *d != crate::ir::DType::F32) {
-            t = graph.add(Op::Cast { to }, &[t])?;
+        if let Some(to) = graph.ty(f).map(|t| t.dtype) {
+            t = cast(graph, t, to)?;
         }
         let form = match (n / self.count(), self.context.chain.streams) {
             (1, _) => CorrectionForm::Linear { streams: 1, stream_axis: 0 },

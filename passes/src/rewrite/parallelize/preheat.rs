@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use super::super::batch::cast;
 use super::super::vectorize::VectorizeError;
 use super::Solver;
 use crate::analysis::Mismatch;
@@ -64,10 +65,6 @@ impl Solver<'_> {
         let (bias, down, up) = (constant(graph, bias)?, constant(graph, down)?, constant(graph, up)?);
         let dtype = graph.ty(chain.input).map_or(DType::F32, |t| t.dtype);
         let fine = if dtype.size() < DType::F32.size() { DType::F32 } else { dtype };
-        let cast = |graph: &mut Graph, v: ValueId, to: DType| match graph.ty(v).map(|t| t.dtype) {
-            Some(own) if own != to => graph.add(Op::Cast { to }, &[v]),
-            _ => Ok(v),
-        };
         let mut x = graph.add(Op::Unsqueeze { axes: vec![0] }, &[chain.input])?;
         x = cast(graph, x, fine)?;
         let (bias, down, up) = (cast(graph, bias, fine)?, cast(graph, down, fine)?, cast(graph, up, fine)?);

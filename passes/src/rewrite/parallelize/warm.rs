@@ -9,6 +9,7 @@
 //!
 //! `N` is the number of the segment's first layer. At first all is zero.
 
+use super::super::batch::cast;
 use super::super::vectorize::VectorizeError;
 use super::Solver;
 use crate::analysis::Mismatch;
@@ -48,10 +49,8 @@ impl Solver<'_> {
         let width = ty.shape.last().and_then(Dim::known_size).unwrap_or(1);
         let ones = Tensor::from_vec(vec![1, 1, 1, width], vec![1f32; width])
             .map_err(|e| Mismatch::at_value(graph, self.input, e.to_string()))?;
-        let mut ones = graph.constant(ones);
-        if graph.ty(ones).is_some_and(|t| t.dtype != ty.dtype) {
-            ones = graph.add(Op::Cast { to: ty.dtype }, &[ones])?;
-        }
+        let ones = graph.constant(ones);
+        let ones = cast(graph, ones, ty.dtype)?;
         let next = graph.add(Op::Concat { axis: 0 }, &[last, ones])?;
         graph.add_output(&format!("{}.next", self.warm_name()), next);
         Ok(())

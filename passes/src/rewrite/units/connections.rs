@@ -213,8 +213,5 @@ fn of_one_type(graph: &mut Graph, values: [ValueId; 2]) -> Result<[ValueId; 2], 
     let [a, b] = values.map(dtype);
     let to = if a.size() < b.size() { b } else { a };
     let [x, y] = values;
-    Ok([
-        if a == to { x } else { graph.add(Op::Cast { to }, &[x])? },
-        if b == to { y } else { graph.add(Op::Cast { to }, &[y])? },
-    ])
+    Ok([batch::cast(graph, x, to)?, batch::cast(graph, y, to)?])
 }
