@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use snlp_passes::analysis::{Chain, Stopped, find_chain};
 use snlp_passes::ir::{DType, Def, Graph, Op, Tensor};
@@ -38,7 +39,12 @@ pub struct Source {
     pub clean_up: CleanUpReport,
     /// The chain of layers, or what stopped the search.
     pub chain: Result<Chain, Stopped>,
+    /// What is calibrated for the model, once a plan has asked for it.
+    predictions: OnceLock<Predictions>,
 }
+
+/// What plans that start from no predictions start from.
+static NONE: Predictions = Predictions::new();
 
 /// Nodes of one operator that nothing here can compute.
 pub struct Unsupported {
@@ -71,7 +77,7 @@ impl Source {
                 .help("check the model with onnx.checker; if it passes, please report this")
         })?;
         let chain = find_chain(&graph);
-        Ok(Source { path: path.into(), model, graph, clean_up, chain })
+        Ok(Source { path: path.into(), model, graph, clean_up, chain, predictions: OnceLock::new() })
     }
 
     /// The same model for one sequence of tokens without padding ([`one_sequence`]), with its chain.
@@ -82,7 +88,8 @@ impl Source {
         let graph = one_sequence(&self.graph).map_err(|e| e.about(&self.path))?;
         let chain = find_chain(&graph);
         let (path, model) = (self.path.clone(), self.model.clone());
-        Ok(Source { path, model, graph, clean_up: CleanUpReport::default(), chain })
+        let clean_up = CleanUpReport::default();
+        Ok(Source { path, model, graph, clean_up, chain, predictions: OnceLock::new() })
     }
 
     /// The files that the model was read from, each with what it is.
@@ -262,7 +269,7 @@ impl Source {
         if plan.is_sequential() {
             return Ok(Parallelized { graph: self.graph.clone(), segments: vec![], corrections: 0 });
         }
-        parallelize_with(&self.graph, self.chain()?, plan, &self.predictions(plan)?).map_err(|e| {
+        parallelize_with(&self.graph, self.chain()?, plan, self.predictions(plan)?).map_err(|e| {
             let help = match plan.starts_from(Init::Preheat) && e.to_string().contains("calibrat") {
                 true => "make the calibration again with 'snlp calibrate'",
                 false => "try another division of the layers; 'snlp inspect' shows the classes",
@@ -277,11 +284,15 @@ impl Source {
     ///
     /// # Errors
     /// When nothing was calibrated for this model.
-    pub fn predictions(&self, plan: &PlacedPlan) -> Result<Predictions, Error> {
-        match plan.starts_from(Init::Preheat) {
-            true => preheat::required(&self.path, &self.model.info.sha256),
-            false => Ok(Predictions::new()),
+    fn predictions(&self, plan: &PlacedPlan) -> Result<&Predictions, Error> {
+        if !plan.starts_from(Init::Preheat) {
+            return Ok(&NONE);
         }
+        if let Some(read) = self.predictions.get() {
+            return Ok(read);
+        }
+        let read = preheat::required(&self.path, &self.model.info.sha256)?;
+        Ok(self.predictions.get_or_init(|| read))
     }
 
     /// Elements of all weights (constants of a float type, and quantised ones of 8 bits); scalars are none.
