@@ -110,16 +110,15 @@ impl Prepared {
         params: &wgpu::Buffer,
     ) -> Result<Dispatch, RuntimeError> {
         let gpu = &self.gpu;
-        let (reads, writes) = (step.reads().len(), step.writes().len());
-        let compiled = gpu.pipelines.get(gpu, &step.launch.pipeline, reads, writes)?;
+        let compiled = gpu.pipelines.get(gpu, &step.launch.pipeline, &step.launch.roles)?;
         let size = (step.launch.params.len() as u64 * 4).next_multiple_of(16);
         let mut entries = vec![entry(0, params, step.params_at, size)];
-        for (i, binding) in step.bindings.iter().enumerate() {
+        for (number, binding) in step.launch.roles.all().zip(&step.bindings) {
             let (buffer, offset, bytes) = self.resolve(binding, constants).ok_or_else(|| {
                 let message = format!("slot {} of '{}' has no buffer", binding.slot, step.node);
                 RuntimeError::Gpu { during: "binding".into(), message }
             })?;
-            entries.push(entry(i + 1, buffer, offset, bytes));
+            entries.push(entry(number, buffer, offset, bytes));
         }
         let bind_group = gpu.guarded("binding buffers", || {
             gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
@@ -290,10 +289,10 @@ impl Prepared {
     }
 }
 
-fn entry(binding: usize, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
+fn entry(binding: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::BindGroupEntry<'_> {
     let size = wgpu::BufferSize::new(size);
     wgpu::BindGroupEntry {
-        binding: binding as u32,
+        binding,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size }),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use crate::device::{Gpu, lock};
 use crate::error::RuntimeError;
-use crate::kernels::{self, PipelineKey};
+use crate::kernels::{self, PipelineKey, Roles};
 
 /// A pipeline with the layout of its one bind group.
 #[derive(Clone)]
@@ -14,9 +14,6 @@ pub(crate) struct Compiled {
     pub pipeline: wgpu::ComputePipeline,
     pub layout: wgpu::BindGroupLayout,
 }
-
-/// How many bindings are read and how many written.
-type Roles = (usize, usize);
 
 /// The cache. Equal keys share a pipeline; equal roles share a layout.
 #[derive(Default)]
@@ -26,44 +23,39 @@ pub(crate) struct Pipelines {
 }
 
 impl Pipelines {
-    /// The pipeline of `key`, compiled on first use. `reads` and `writes` count its storage bindings.
-    pub(crate) fn get(
-        &self,
-        gpu: &Gpu,
-        key: &PipelineKey,
-        reads: usize,
-        writes: usize,
-    ) -> Result<Compiled, RuntimeError> {
-        let cached = lock(&self.compiled).get(&(key.clone(), (reads, writes))).cloned();
+    /// The pipeline of `key`, compiled on first use, for bindings of these roles.
+    pub(crate) fn get(&self, gpu: &Gpu, key: &PipelineKey, roles: &Roles) -> Result<Compiled, RuntimeError> {
+        let wanted = (key.clone(), roles.clone());
+        let cached = lock(&self.compiled).get(&wanted).cloned();
         if let Some(compiled) = cached {
             return Ok(compiled);
         }
-        let layout = self.layout(gpu, reads, writes)?;
+        let layout = self.layout(gpu, roles)?;
         let pipeline = compile(gpu, key, &layout)?;
         let compiled = Compiled { pipeline, layout };
-        lock(&self.compiled).insert((key.clone(), (reads, writes)), compiled.clone());
+        lock(&self.compiled).insert(wanted, compiled.clone());
         Ok(compiled)
     }
 
-    fn layout(&self, gpu: &Gpu, reads: usize, writes: usize) -> Result<wgpu::BindGroupLayout, RuntimeError> {
-        if let Some(layout) = lock(&self.layouts).get(&(reads, writes)) {
+    fn layout(&self, gpu: &Gpu, roles: &Roles) -> Result<wgpu::BindGroupLayout, RuntimeError> {
+        if let Some(layout) = lock(&self.layouts).get(roles) {
             return Ok(layout.clone());
         }
-        let entry = |binding: usize, ty| wgpu::BindGroupLayoutEntry {
-            binding: binding as u32,
+        let entry = |binding: u32, ty| wgpu::BindGroupLayoutEntry {
+            binding,
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
             count: None,
         };
         let mut entries = vec![entry(0, wgpu::BufferBindingType::Uniform)];
-        for i in 0..reads + writes {
-            entries.push(entry(i + 1, wgpu::BufferBindingType::Storage { read_only: i < reads }));
+        for (numbers, read_only) in [(&roles.reads, true), (&roles.writes, false)] {
+            entries.extend(numbers.iter().map(|n| entry(*n, wgpu::BufferBindingType::Storage { read_only })));
         }
         let layout = gpu.guarded("creating a bind group layout", || {
             gpu.device()
                 .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: None, entries: &entries })
         })?;
-        lock(&self.layouts).insert((reads, writes), layout.clone());
+        lock(&self.layouts).insert(roles.clone(), layout.clone());
         Ok(layout)
     }
 }

@@ -4,7 +4,7 @@
 
 use super::layout::{constant, expect, grid, touched};
 use super::scan::lines;
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "argmax";
 /// From this width on a workgroup shares a line.
@@ -46,7 +46,7 @@ impl ArgMax<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params: lines.params,
-            reads: 1,
+            roles: Roles::first(1, 1),
             grid: grid(KERNEL, groups, limits)?,
             flops: u64::from(lines.rows) * u64::from(lines.width),
             bytes: touched(self.x) + touched(self.out),

@@ -5,7 +5,7 @@
 use snlp_passes::ir::Attention as Attributes;
 
 use super::layout::{Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "attention";
 /// Leading axes, before the heads.
@@ -199,7 +199,7 @@ impl Attention<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
-            reads: 6,
+            roles: Roles::first(6, 1),
             grid: grid(KERNEL, groups, limits)?,
             flops: 2 * u64::from(rows) * u64::from(keys) * u64::from(d + e),
             bytes: operands.into_iter().flatten().map(touched).sum(),

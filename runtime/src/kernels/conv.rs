@@ -5,7 +5,7 @@
 use snlp_passes::ir::Window;
 
 use super::layout::{Words, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "conv";
 const WORKGROUP: u32 = 64;
@@ -99,7 +99,7 @@ impl Conv<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry: "main", types: vec![], constants },
             params,
-            reads: 3,
+            roles: Roles::first(3, 1),
             grid: grid(KERNEL, u64::from(total.div_ceil(WORKGROUP)), limits)?,
             flops: 2 * u64::from(total) * u64::from(part) * u64::from(kh) * u64::from(kw),
             bytes: [Some(self.x), Some(self.w), self.bias, Some(self.out)]

@@ -5,7 +5,7 @@
 use snlp_passes::ir::{Correction as Attributes, CorrectionForm};
 
 use super::layout::{MAX_RANK, Space, Words, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "correction";
 const WORKGROUP: u32 = 64;
@@ -144,7 +144,7 @@ impl Correction<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
-            reads: 3,
+            roles: Roles::first(3, 1),
             grid: grid(KERNEL, invocations.div_ceil(WORKGROUP.into()), limits)?,
             flops,
             bytes: [Some(self.f), Some(self.s), self.t, Some(self.out)]

@@ -5,7 +5,7 @@
 
 use super::layout::{MAX_RANK, Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
 use super::program::{MAX_INDICES, MAX_INPUTS, MAX_STEPS, Program, Reg};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar, View};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar, View};
 
 const KERNEL: &str = "elementwise";
 const WORKGROUP: u32 = 64;
@@ -161,7 +161,7 @@ impl Elementwise<'_> {
                 constants,
             },
             params,
-            reads: self.inputs.len(),
+            roles: Roles::first(self.inputs.len() as u32, self.outputs.len() as u32),
             grid: grid(KERNEL, u64::from(total).div_ceil(u64::from(WORKGROUP)), limits)?,
             flops: u64::from(total) * program.steps.len() as u64,
             bytes: self.inputs.iter().chain(self.outputs).map(|o| touched(o)).sum(),

@@ -4,7 +4,7 @@
 //! word), then `out`.
 
 use super::layout::{MAX_RANK, Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "gather";
 const WORKGROUP: u32 = 64;
@@ -119,11 +119,11 @@ impl Gather<'_> {
         if self.data.scalar.is_packed() {
             constants.push(constant("FORM", self.data.scalar.form()));
         }
-        let entry = if self.bounds == Bounds::Clamp { "clamped" } else { "checked" };
+        let (entry, writes) = if self.bounds == Bounds::Clamp { ("clamped", 1) } else { ("checked", 2) };
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
-            reads: 2,
+            roles: Roles::first(2, writes),
             grid: grid(KERNEL, u64::from(total.div_ceil(WORKGROUP)), limits)?,
             flops: 0,
             bytes: 2 * touched(self.out) + touched(self.indices),
@@ -208,7 +208,7 @@ impl Scatter<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: SCATTER, entry: "main", types: vec![], constants },
             params,
-            reads: 2,
+            roles: Roles::first(2, 1),
             grid: grid(SCATTER, u64::from(rows.div_ceil(WORKGROUP)), limits)?,
             flops: u64::from(total),
             bytes: 3 * touched(self.updates),

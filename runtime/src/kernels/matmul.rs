@@ -10,7 +10,7 @@
 
 use super::layout::{Space, Words, broadcast, constant, count, expect, grid, touched};
 use super::program::ElementOp;
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "matmul";
 /// Batch axes, and contracted batch axes, after merging.
@@ -230,7 +230,7 @@ impl Matmul<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params: words.array(&sizes, 8).done(),
-            reads: 6,
+            roles: Roles::first(6, 1),
             grid: grid(KERNEL, groups, limits)?,
             flops: 2 * u64::from(*m) * u64::from(*n) * u64::from(*k) * batches * contracted,
             bytes: operands.flatten().map(touched).sum(),

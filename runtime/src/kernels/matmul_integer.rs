@@ -4,7 +4,7 @@
 
 use super::layout::{Words, constant, expect, grid, touched};
 use super::matmul::{MAX_BATCH, Problem};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "matmul_integer";
 const WORKGROUP: u32 = 64;
@@ -74,7 +74,7 @@ impl MatmulInteger<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry: "main", types: vec![], constants },
             params: words.array(&sizes, 8).done(),
-            reads: 4,
+            roles: Roles::first(4, 1),
             grid: grid(KERNEL, groups, limits)?,
             flops: 2 * u64::from(m) * u64::from(n) * u64::from(k) * batches,
             bytes: operands.into_iter().flatten().map(touched).sum(),

@@ -6,10 +6,10 @@
 //! `override` constants only.
 //!
 //! # Conventions
-//! - Operands are bound in the order that each launcher documents. An absent optional operand is bound
-//!   to the first operand's buffer again, so the number of bindings never varies.
-//! - Bind group layouts are explicit: the uniform block, `reads` read-only storage buffers, then
-//!   read-write ones. An entry point may leave some of them unused.
+//! - Operands are bound in the order that each launcher documents, at the numbers that [`Roles`] tells. An absent
+//!   optional operand has no binding, or, where the numbers do not vary, is bound to the first operand's buffer again.
+//! - Bind group layouts are explicit: the uniform block, then storage buffers as the roles say. An entry point may
+//!   leave some of them unused.
 //! - Strides wrap modulo 2^32: a view that runs backwards has strides in two's complement.
 //! - A view that lacks leading axes, or has size 1 where the result does not, broadcasts.
 //! - Results without elements need no dispatch; the caller skips them.
@@ -189,16 +189,37 @@ pub struct PipelineKey {
     pub constants: Vec<(&'static str, u64)>,
 }
 
-/// One dispatch, ready to be bound: binding 0 is the uniform block with `params`; bindings 1.. are the
-/// launcher's operands in its documented order, the results last.
+/// Numbers of the storage bindings of a dispatch, in the launcher's order.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Roles {
+    /// Of what is read.
+    pub reads: Vec<u32>,
+    /// Of what is written, or read and written.
+    pub writes: Vec<u32>,
+}
+
+impl Roles {
+    /// Bindings 1.. without a gap.
+    pub fn first(reads: u32, writes: u32) -> Self {
+        Roles { reads: (1..=reads).collect(), writes: (reads + 1..=reads + writes).collect() }
+    }
+
+    /// All numbers, those read first.
+    pub fn all(&self) -> impl Iterator<Item = u32> {
+        self.reads.iter().chain(&self.writes).copied()
+    }
+}
+
+/// One dispatch, ready to be bound: binding 0 is the uniform block with `params`; the others are the launcher's
+/// operands in its documented order, the results last.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Launch {
     /// The pipeline.
     pub pipeline: PipelineKey,
     /// Words of the uniform block (padded to 16 bytes by the executor).
     pub params: Vec<u32>,
-    /// How many operand bindings are read-only; the rest are read-write.
-    pub reads: usize,
+    /// Where operands and results are bound.
+    pub roles: Roles,
     /// Workgroups.
     pub grid: [u32; 3],
     /// Floating-point operations, for the profile.

@@ -3,7 +3,7 @@
 //! Bindings: `x`, `scale` (or `x` again), `bias` (or `x` again), `out`.
 
 use super::layout::{MAX_RANK, Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "norm";
 
@@ -105,7 +105,7 @@ impl Norm<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
-            reads: 3,
+            roles: Roles::first(3, 1),
             grid: grid(KERNEL, groups, limits)?,
             flops: 6 * u64::from(total),
             bytes,

@@ -5,7 +5,7 @@
 use snlp_passes::ir::Reduce as Op;
 
 use super::layout::{MAX_RANK, Space, Words, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "reduce";
 /// From this many terms on a workgroup shares one result.
@@ -84,7 +84,7 @@ impl Reduce<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
-            reads: 1,
+            roles: Roles::first(1, 1),
             grid: grid(KERNEL, groups, limits)?,
             flops: u64::from(total),
             bytes: touched(self.x) + touched(self.out),

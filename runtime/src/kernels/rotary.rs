@@ -5,7 +5,7 @@
 use snlp_passes::ir::{Rotary as Attributes, RotaryTable};
 
 use super::layout::{MAX_RANK, Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "rotary";
 const WORKGROUP: u32 = 64;
@@ -76,7 +76,7 @@ impl Rotary<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry: "main", types: vec![], constants },
             params,
-            reads: 3,
+            roles: Roles::first(3, 1),
             grid: grid(KERNEL, u64::from((total / 2).div_ceil(WORKGROUP)), limits)?,
             flops: 3 * u64::from(total),
             bytes: [self.x, self.cos, self.sin, self.out].into_iter().map(touched).sum(),

@@ -3,7 +3,7 @@
 //! Bindings: `x`, `out`.
 
 use super::layout::{MAX_RANK, Space, Words, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "scan";
 const WORKGROUP: u32 = 64;
@@ -42,7 +42,7 @@ impl CumSum<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry: "main", types: vec![], constants },
             params: lines.params,
-            reads: 1,
+            roles: Roles::first(1, 1),
             grid: grid(KERNEL, u64::from(lines.rows.div_ceil(WORKGROUP)), limits)?,
             flops: u64::from(lines.rows) * u64::from(lines.width),
             bytes: touched(self.x) + touched(self.out),

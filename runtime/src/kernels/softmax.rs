@@ -3,7 +3,7 @@
 //! Bindings: `x`, `out`.
 
 use super::layout::{Space, Words, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "softmax";
 const MAX_OUTER: usize = 8;
@@ -69,7 +69,7 @@ impl Softmax<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
-            reads: 1,
+            roles: Roles::first(1, 1),
             grid: grid(KERNEL, groups, limits)?,
             flops: 5 * u64::from(total),
             bytes: touched(self.x) + touched(self.out),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use super::{Launch, Limits, Operand, PipelineKey, Scalar, View, specialised};
+use super::{Launch, Limits, Operand, PipelineKey, Roles, Scalar, View, specialised};
 use crate::device::subgroup_size;
 
 /// The validator of an adapter with what every kernel may ask for and nothing more.
@@ -82,7 +82,7 @@ impl Gpu {
         Some(Gpu { device, queue, subgroup_size, pipelines: Mutex::new(HashMap::new()) })
     }
 
-    fn pipeline(&self, key: &PipelineKey, reads: usize, bindings: usize) -> Arc<wgpu::ComputePipeline> {
+    fn pipeline(&self, key: &PipelineKey, roles: &Roles) -> Arc<wgpu::ComputePipeline> {
         if let Some(found) = self.pipelines.lock().unwrap().get(key) {
             return found.clone();
         }
@@ -91,14 +91,15 @@ impl Gpu {
             label: Some(key.source),
             source: wgpu::ShaderSource::Naga(std::borrow::Cow::Owned(specialised)),
         });
-        let entries: Vec<_> = (0..=bindings)
+        let entries: Vec<_> = std::iter::once(0)
+            .chain(roles.all())
             .map(|n| wgpu::BindGroupLayoutEntry {
-                binding: n as u32,
+                binding: n,
                 visibility: wgpu::ShaderStages::COMPUTE,
                 ty: wgpu::BindingType::Buffer {
                     ty: match n {
                         0 => wgpu::BufferBindingType::Uniform,
-                        n => wgpu::BufferBindingType::Storage { read_only: n <= reads },
+                        n => wgpu::BufferBindingType::Storage { read_only: roles.reads.contains(&n) },
                     },
                     has_dynamic_offset: false,
                     min_binding_size: None,
@@ -149,9 +150,9 @@ impl Gpu {
         writes: &mut [Vec<u32>],
         times: u32,
     ) -> f64 {
-        assert_eq!(reads.len(), launch.reads);
+        assert_eq!((reads.len(), writes.len()), (launch.roles.reads.len(), launch.roles.writes.len()));
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let pipeline = self.pipeline(&launch.pipeline, reads.len(), reads.len() + writes.len());
+        let pipeline = self.pipeline(&launch.pipeline, &launch.roles);
         let mut params = launch.params.clone();
         params.resize(params.len().next_multiple_of(4), 0);
         let mut buffers = vec![self.buffer(&params, wgpu::BufferUsages::UNIFORM)];
@@ -159,8 +160,8 @@ impl Gpu {
         buffers.extend(writes.iter().map(|w| self.buffer(w, usage)));
         let entries: Vec<_> = buffers
             .iter()
-            .enumerate()
-            .map(|(n, b)| wgpu::BindGroupEntry { binding: n as u32, resource: b.as_entire_binding() })
+            .zip(std::iter::once(0).chain(launch.roles.all()))
+            .map(|(b, binding)| wgpu::BindGroupEntry { binding, resource: b.as_entire_binding() })
             .collect();
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: None,

@@ -3,7 +3,7 @@
 //! Bindings: `x`, `values`, `places`.
 
 use super::layout::{MAX_RANK, Space, Words, constant, count, exactly, expect, grid, touched};
-use super::{KernelError, Launch, Limits, Operand, PipelineKey, Scalar};
+use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "topk";
 /// From this width on a workgroup shares a line.
@@ -80,7 +80,7 @@ impl TopK<'_> {
         Ok(Launch {
             pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params,
-            reads: 1,
+            roles: Roles::first(1, 2),
             grid: grid(KERNEL, groups, limits)?,
             flops: u64::from(total) * u64::from(k),
             bytes: touched(self.x) + touched(self.values) + touched(self.places),

@@ -69,12 +69,12 @@ pub struct Step {
 impl Step {
     /// Ranges that are read.
     pub fn reads(&self) -> &[Binding] {
-        self.bindings.get(..self.launch.reads).unwrap_or(&self.bindings)
+        self.bindings.get(..self.launch.roles.reads.len()).unwrap_or(&self.bindings)
     }
 
     /// Ranges that are written.
     pub fn writes(&self) -> &[Binding] {
-        self.bindings.get(self.launch.reads..).unwrap_or_default()
+        self.bindings.get(self.launch.roles.reads.len()..).unwrap_or_default()
     }
 }
 
