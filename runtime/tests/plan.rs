@@ -125,9 +125,10 @@ fn fusion_can_be_turned_off() {
 #[test]
 fn heads_split_and_merge_without_copies() {
     let p = planned(&attention(2, 5, 4, 8));
-    // norm, q, k, v, scores, scale + mask, softmax, values, projection + residual.
-    assert_eq!(p.stats().dispatches, 9, "{}", p.dump());
-    assert_eq!(p.stats().levels, 7, "{}", p.dump());
+    // norm + q + k, norm + v (a dispatch may bind eight buffers), scores + scale + mask, softmax, values,
+    // projection + residual.
+    assert_eq!(p.stats().dispatches, 6, "{}", p.dump());
+    assert_eq!(p.stats().levels, 5, "{}", p.dump());
     assert!(p.stats().host_steps > 0, "the mask is made on the host");
     assert_eq!(p.uploads.len(), 1);
 }

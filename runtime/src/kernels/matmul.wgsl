@@ -1,62 +1,113 @@
-// Batched matrix products with an epilogue: out = act(sum a·b + bias) + residual (+ out).
-// Element (m, k) of a is at offset + batch + contracted + m·row + k·column; b, out, bias and residual
-// likewise. Every variant computes edges by clamping what it loads and guarding what it stores.
+// Batched matrix products with an epilogue: out = alpha · act(sum a·b + bias) + residual (+ out).
+// Element (m, k) of a is at offset + batch + contracted + m·row + k·column; the others likewise. Every variant
+// computes edges by clamping what it loads and guarding what it stores.
+//
+// Up to four parts share a: each has its own b, epilogue and result, and a workgroup works for one of them. When
+// GATED, the two parts make one result, act(a·b0 + bias0) · act(a·b1 + bias1): two of the four columns that an
+// invocation has are those of part 1.
+//
+// a may be normalised along k as it is read. The scale of an RMS norm is put into b, its root comes in the end, of
+// squares that are summed up on the way; mean and variance of a layer norm are taken before, in two passes.
 
-struct Params {
-    batch: vec4<u32>,
-    batch_a: vec4<u32>,
+struct Part {
     batch_b: vec4<u32>,
-    batch_out: vec4<u32>,
-    batch_bias: vec4<u32>,
-    batch_residual: vec4<u32>,
     batch_scale: vec4<u32>,
     batch_zero: vec4<u32>,
-    contract: vec4<u32>,
-    contract_a: vec4<u32>,
+    batch_bias: vec4<u32>,
+    batch_residual: vec4<u32>,
+    batch_out: vec4<u32>,
     contract_b: vec4<u32>,
     contract_scale: vec4<u32>,
     contract_zero: vec4<u32>,
     // Offset, row stride, column stride.
-    a: vec4<u32>,
     b: vec4<u32>,
-    out: vec4<u32>,
-    bias: vec4<u32>,
-    residual: vec4<u32>,
     scale: vec4<u32>,
     zero_point: vec4<u32>,
-    m: u32,
+    bias: vec4<u32>,
+    residual: vec4<u32>,
+    out: vec4<u32>,
     n: u32,
+    // Its first tile of columns.
+    first: u32,
+    alpha: f32,
+    unused: u32,
+}
+
+struct Params {
+    batch: vec4<u32>,
+    batch_a: vec4<u32>,
+    batch_norm_scale: vec4<u32>,
+    batch_norm_bias: vec4<u32>,
+    contract: vec4<u32>,
+    contract_a: vec4<u32>,
+    a: vec4<u32>,
+    norm_scale: vec4<u32>,
+    norm_bias: vec4<u32>,
+    m: u32,
     k: u32,
     // Product of the contracted axes.
     contracted: u32,
+    // Of all parts.
     tiles_n: u32,
     tiles_m: u32,
     groups: u32,
     // Row k of b has the scale and the zero point number k >> shift.
     shift: u32,
+    epsilon: f32,
+    parts: array<Part, 4>,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> a: array<f32>;
-@group(0) @binding(2) var<storage, read> b: array<u32>;
-@group(0) @binding(3) var<storage, read> scale: array<u32>;
-@group(0) @binding(4) var<storage, read> zero_point: array<u32>;
-@group(0) @binding(5) var<storage, read> bias: array<f32>;
-@group(0) @binding(6) var<storage, read> residual: array<f32>;
-@group(0) @binding(7) var<storage, read_write> out: array<f32>;
+@group(0) @binding(2) var<storage, read> norm_scale: array<f32>;
+@group(0) @binding(3) var<storage, read> norm_bias: array<f32>;
+@group(0) @binding(4) var<storage, read> b0: array<u32>;
+@group(0) @binding(5) var<storage, read> scale0: array<u32>;
+@group(0) @binding(6) var<storage, read> zero0: array<u32>;
+@group(0) @binding(7) var<storage, read> bias0: array<f32>;
+@group(0) @binding(8) var<storage, read> residual0: array<f32>;
+@group(0) @binding(9) var<storage, read_write> out0: array<f32>;
+@group(0) @binding(10) var<storage, read> b1: array<u32>;
+@group(0) @binding(11) var<storage, read> scale1: array<u32>;
+@group(0) @binding(12) var<storage, read> zero1: array<u32>;
+@group(0) @binding(13) var<storage, read> bias1: array<f32>;
+@group(0) @binding(14) var<storage, read> residual1: array<f32>;
+@group(0) @binding(15) var<storage, read_write> out1: array<f32>;
+@group(0) @binding(16) var<storage, read> b2: array<u32>;
+@group(0) @binding(17) var<storage, read> scale2: array<u32>;
+@group(0) @binding(18) var<storage, read> zero2: array<u32>;
+@group(0) @binding(19) var<storage, read> bias2: array<f32>;
+@group(0) @binding(20) var<storage, read> residual2: array<f32>;
+@group(0) @binding(21) var<storage, read_write> out2: array<f32>;
+@group(0) @binding(22) var<storage, read> b3: array<u32>;
+@group(0) @binding(23) var<storage, read> scale3: array<u32>;
+@group(0) @binding(24) var<storage, read> zero3: array<u32>;
+@group(0) @binding(25) var<storage, read> bias3: array<f32>;
+@group(0) @binding(26) var<storage, read> residual3: array<f32>;
+@group(0) @binding(27) var<storage, read_write> out3: array<f32>;
 
 override WG: u32 = 32u;
 // Rows of an invocation (software), a subgroup (16 or 32), or a workgroup (gemv).
 override ROWS: u32 = 8u;
+// Fours of columns of a workgroup (gemv).
+override FOURS: u32 = 8u;
+override PARTS: u32 = 1u;
+override GATED: bool = false;
 // How elements lie: 0 a word each, 1 f16, 2 i8, 3 u8, 4 i4, 5 u4.
 override B_FORM: u32 = 0u;
 override SCALE_FORM: u32 = 0u;
 override ZERO_FORM: u32 = 0u;
 // b is integers: with a scale (1), and with a zero point (2).
 override CODED: u32 = 0u;
+// 1 RMS, 2 layer.
+override NORM: u32 = 0u;
+override NORM_SCALE: bool = false;
+override NORM_BIAS: bool = false;
 override ACCUMULATE: bool = false;
-override BIAS: bool = false;
-override RESIDUAL: bool = false;
+// A bit for each part.
+override BIAS: u32 = 0u;
+override RESIDUAL: u32 = 0u;
+// Four bits for each part.
 override ACTIVATION: u32 = 0u;
 // Which axis neighbouring invocations walk when they fill tiles.
 override A_ALONG_K: bool = false;
@@ -87,20 +138,91 @@ fn integer(word: u32, i: u32, form: u32) -> i32 {
     }
 }
 
+fn word_b(part: u32, i: u32) -> u32 {
+    switch (part) {
+        case 0u: { return b0[i]; }
+        case 1u: { return b1[i]; }
+        case 2u: { return b2[i]; }
+        default: { return b3[i]; }
+    }
+}
+
+fn word_scale(part: u32, i: u32) -> u32 {
+    switch (part) {
+        case 0u: { return scale0[i]; }
+        case 1u: { return scale1[i]; }
+        case 2u: { return scale2[i]; }
+        default: { return scale3[i]; }
+    }
+}
+
+fn word_zero(part: u32, i: u32) -> u32 {
+    switch (part) {
+        case 0u: { return zero0[i]; }
+        case 1u: { return zero1[i]; }
+        case 2u: { return zero2[i]; }
+        default: { return zero3[i]; }
+    }
+}
+
+fn load_bias(part: u32, i: u32) -> f32 {
+    switch (part) {
+        case 0u: { return bias0[i]; }
+        case 1u: { return bias1[i]; }
+        case 2u: { return bias2[i]; }
+        default: { return bias3[i]; }
+    }
+}
+
+fn load_residual(part: u32, i: u32) -> f32 {
+    switch (part) {
+        case 0u: { return residual0[i]; }
+        case 1u: { return residual1[i]; }
+        case 2u: { return residual2[i]; }
+        default: { return residual3[i]; }
+    }
+}
+
+fn put(part: u32, i: u32, value: f32) {
+    switch (part) {
+        case 0u: { if (ACCUMULATE) { out0[i] += value; } else { out0[i] = value; } }
+        case 1u: { out1[i] = value; }
+        case 2u: { out2[i] = value; }
+        default: { out3[i] = value; }
+    }
+}
+
 // Element i of b; of a coded one, the integer.
-fn load_b(i: u32) -> f32 {
-    if (CODED > 0u) { return f32(integer(b[i >> density(B_FORM)], i, B_FORM)); }
-    if (B_FORM == 1u) { return half(b[i / 2u], i); }
-    return bitcast<f32>(b[i]);
+fn load_b(part: u32, i: u32) -> f32 {
+    if (CODED > 0u) { return f32(integer(word_b(part, i >> density(B_FORM)), i, B_FORM)); }
+    if (B_FORM == 1u) { return half(word_b(part, i / 2u), i); }
+    return bitcast<f32>(word_b(part, i));
 }
 
-fn load_scale(i: u32) -> f32 {
-    if (SCALE_FORM == 1u) { return half(scale[i / 2u], i); }
-    return bitcast<f32>(scale[i]);
+fn load_scale(part: u32, i: u32) -> f32 {
+    if (SCALE_FORM == 1u) { return half(word_scale(part, i / 2u), i); }
+    return bitcast<f32>(word_scale(part, i));
 }
 
-fn load_zero(i: u32) -> f32 {
-    return f32(integer(zero_point[i >> density(ZERO_FORM)], i, ZERO_FORM));
+fn load_zero(part: u32, i: u32) -> f32 {
+    return f32(integer(word_zero(part, i >> density(ZERO_FORM)), i, ZERO_FORM));
+}
+
+fn load4_b(part: u32, i: vec4<u32>) -> vec4<f32> {
+    if (GATED) { return vec4<f32>(load_b(0u, i.x), load_b(0u, i.y), load_b(1u, i.z), load_b(1u, i.w)); }
+    return vec4<f32>(load_b(part, i.x), load_b(part, i.y), load_b(part, i.z), load_b(part, i.w));
+}
+
+// Two numbers of the parts that four columns belong to.
+fn twice(x: u32, y: u32) -> vec4<u32> {
+    return vec4<u32>(x, x, y, y);
+}
+
+// Where batch element `at` of four columns of b begins, without the contracted axes.
+fn start4(part: u32, at: vec4<u32>) -> vec4<u32> {
+    let x = p.parts[part].b.x + dot4(at, p.parts[part].batch_b);
+    if (GATED) { return twice(x, p.parts[1].b.x + dot4(at, p.parts[1].batch_b)); }
+    return vec4<u32>(x);
 }
 
 // Where scales and zero points of four columns begin.
@@ -109,28 +231,42 @@ struct Code {
     zero_point: vec4<u32>,
 }
 
-fn code(t: vec4<u32>, contracted: vec4<u32>, columns: vec4<u32>) -> Code {
+fn code_scale(part: u32, t: vec4<u32>, contracted: vec4<u32>) -> u32 {
+    return p.parts[part].scale.x + dot4(t, p.parts[part].batch_scale) + dot4(contracted, p.parts[part].contract_scale);
+}
+
+fn code_zero(part: u32, t: vec4<u32>, contracted: vec4<u32>) -> u32 {
+    return p.parts[part].zero_point.x + dot4(t, p.parts[part].batch_zero)
+        + dot4(contracted, p.parts[part].contract_zero);
+}
+
+fn code(part: u32, t: vec4<u32>, contracted: vec4<u32>, columns: vec4<u32>) -> Code {
     var c: Code;
     if (CODED > 0u) {
-        c.scale = columns * p.scale.z + (p.scale.x + dot4(t, p.batch_scale) + dot4(contracted, p.contract_scale));
+        let y = select(part, 1u, GATED);
+        c.scale = columns * twice(p.parts[part].scale.z, p.parts[y].scale.z)
+            + twice(code_scale(part, t, contracted), code_scale(y, t, contracted));
     }
     if (CODED > 1u) {
-        c.zero_point = columns * p.zero_point.z
-            + (p.zero_point.x + dot4(t, p.batch_zero) + dot4(contracted, p.contract_zero));
+        let y = select(part, 1u, GATED);
+        c.zero_point = columns * twice(p.parts[part].zero_point.z, p.parts[y].zero_point.z)
+            + twice(code_zero(part, t, contracted), code_zero(y, t, contracted));
     }
     return c;
 }
 
-fn scales(c: Code, block: u32) -> vec4<f32> {
+fn scales(part: u32, c: Code, block: u32) -> vec4<f32> {
     if (CODED == 0u) { return vec4<f32>(1.0); }
-    let i = c.scale + block * p.scale.y;
-    return vec4<f32>(load_scale(i.x), load_scale(i.y), load_scale(i.z), load_scale(i.w));
+    let y = select(part, 1u, GATED);
+    let i = c.scale + block * twice(p.parts[part].scale.y, p.parts[y].scale.y);
+    return vec4<f32>(load_scale(part, i.x), load_scale(part, i.y), load_scale(y, i.z), load_scale(y, i.w));
 }
 
-fn zeros(c: Code, block: u32) -> vec4<f32> {
+fn zeros(part: u32, c: Code, block: u32) -> vec4<f32> {
     if (CODED < 2u) { return vec4<f32>(0.0); }
-    let i = c.zero_point + block * p.zero_point.y;
-    return vec4<f32>(load_zero(i.x), load_zero(i.y), load_zero(i.z), load_zero(i.w));
+    let y = select(part, 1u, GATED);
+    let i = c.zero_point + block * twice(p.parts[part].zero_point.y, p.parts[y].zero_point.y);
+    return vec4<f32>(load_zero(part, i.x), load_zero(part, i.y), load_zero(y, i.z), load_zero(y, i.w));
 }
 
 // Four elements of b from what is stored of them.
@@ -179,99 +315,220 @@ fn erf_(x: f32) -> f32 {
     return select(1.0 - c, c - 1.0, x < 0.0);
 }
 
-fn activate(x: f32) -> f32 {
-    switch (ACTIVATION) {
+fn activate(op: u32, x: f32) -> f32 {
+    switch (op) {
         case 1u: { return max(x, 0.0); }
         case 2u: { return x * sigmoid(x); }
         case 3u: { return 0.5 * x * (1.0 + erf_(x * 0.70710678)); }
         case 4u: { return 0.5 * x * (1.0 + tanh_(0.7978845608 * (x + 0.044715 * x * x * x))); }
         case 5u: { return sigmoid(x); }
         case 6u: { return tanh_(x); }
+        case 7u: { let y = max(x, 0.0); return y * y; }
         default: { return x; }
     }
 }
 
-// Stores one sum at (row, column) if it lies inside.
-fn store(at: vec4<u32>, row: u32, column: u32, sum: f32) {
-    if (row >= p.m || column >= p.n) { return; }
+// One sum with its bias and activation.
+fn activated(part: u32, at: vec4<u32>, row: u32, column: u32, sum: f32) -> f32 {
     var value = sum;
-    if (BIAS) {
-        value += bias[p.bias.x + dot4(at, p.batch_bias) + row * p.bias.y + column * p.bias.z];
+    if (((BIAS >> part) & 1u) == 1u) {
+        let bias = p.parts[part].bias;
+        value += load_bias(part, bias.x + dot4(at, p.parts[part].batch_bias) + row * bias.y + column * bias.z);
     }
-    value = activate(value);
-    if (RESIDUAL) {
-        value += residual[p.residual.x + dot4(at, p.batch_residual) + row * p.residual.y + column * p.residual.z];
+    return activate((ACTIVATION >> (part * 4u)) & 15u, value);
+}
+
+// Stores what is activated at (row, column), which lies inside.
+fn store(part: u32, at: vec4<u32>, row: u32, column: u32, activated: f32) {
+    var value = activated * p.parts[part].alpha;
+    if (((RESIDUAL >> part) & 1u) == 1u) {
+        let residual = p.parts[part].residual;
+        value += load_residual(part, residual.x + dot4(at, p.parts[part].batch_residual) + row * residual.y + column * residual.z);
     }
-    let i = p.out.x + dot4(at, p.batch_out) + row * p.out.y + column * p.out.z;
-    if (ACCUMULATE) { value += out[i]; }
-    out[i] = value;
+    let out = p.parts[part].out;
+    put(part, out.x + dot4(at, p.parts[part].batch_out) + row * out.y + column * out.z, value);
+}
+
+// Stores four sums of a row, those that lie inside.
+fn store4(part: u32, at: vec4<u32>, row: u32, columns: vec4<u32>, sums: vec4<f32>) {
+    if (row >= p.m) { return; }
+    var sum = sums;
+    var column = columns;
+    if (GATED) {
+        for (var q = 0u; q < 2u; q++) {
+            if (column[q] < p.parts[0].n) {
+                let gate = activated(0u, at, row, column[q], sum[q]);
+                store(0u, at, row, column[q], gate * activated(1u, at, row, column[q], sum[q + 2u]));
+            }
+        }
+    } else {
+        for (var q = 0u; q < 4u; q++) {
+            if (column[q] < p.parts[part].n) {
+                store(part, at, row, column[q], activated(part, at, row, column[q], sum[q]));
+            }
+        }
+    }
+}
+
+// Four columns of which the first is `column`, and the others follow after `step`.
+fn columns4(column: u32, step: u32) -> vec4<u32> {
+    if (GATED) { return vec4<u32>(column, column + step, column, column + step); }
+    return vec4<u32>(column, column + step, column + 2u * step, column + 3u * step);
+}
+
+// How many columns of the result four sums make.
+fn width() -> u32 {
+    return select(4u, 2u, GATED);
 }
 
 struct Tile {
     // Batch coordinates.
     at: vec4<u32>,
     row: u32,
+    // Within the part.
     column: u32,
 }
 
+// The part that a tile of columns belongs to.
+fn part_of(tile: u32) -> u32 {
+    var part = 0u;
+    if (PARTS > 1u && tile >= p.parts[1].first) { part = 1u; }
+    if (PARTS > 2u && tile >= p.parts[2].first) { part = 2u; }
+    if (PARTS > 3u && tile >= p.parts[3].first) { part = 3u; }
+    return part;
+}
+
 // The tile of a workgroup: columns vary fastest, then rows, then the batch.
-fn tile(group: u32) -> Tile {
+fn tile(group: u32, part: u32) -> Tile {
     let rest = group / p.tiles_n;
-    return Tile(unravel(rest / p.tiles_m, p.batch), rest % p.tiles_m, group % p.tiles_n);
+    let column = group % p.tiles_n - p.parts[part].first;
+    return Tile(unravel(rest / p.tiles_m, p.batch), rest % p.tiles_m, column);
+}
+
+// Where scale and bias of the norm begin.
+fn start_norm(at: vec4<u32>) -> vec2<u32> {
+    return vec2<u32>(
+        p.norm_scale.x + dot4(at, p.batch_norm_scale),
+        p.norm_bias.x + dot4(at, p.batch_norm_bias),
+    );
+}
+
+fn norm_factor(start: vec2<u32>, k: u32) -> f32 {
+    if (NORM_SCALE) { return norm_scale[start.x + k * p.norm_scale.z]; }
+    return 1.0;
+}
+
+fn norm_summand(start: vec2<u32>, k: u32) -> f32 {
+    if (NORM_BIAS) { return norm_bias[start.y + k * p.norm_bias.z]; }
+    return 0.0;
+}
+
+// What an RMS norm multiplies four rows with, by the sums of their squares.
+fn roots(squares: vec4<f32>) -> vec4<f32> {
+    return inverseSqrt(squares / f32(p.k) + vec4<f32>(p.epsilon));
 }
 
 // Every load counts, so parameters are read before the loop; sums with constant indices stay in registers.
-@compute @workgroup_size(WG)
-fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-    zero = l >> 16u;
-    let group = w.x + n.x * (w.y + n.y * w.z);
-    if (group >= p.groups) { return; }
-    let t = tile(group);
+fn software_part(part: u32, group: u32, l: u32) {
+    let t = tile(group, part);
     let row = t.row * ROWS;
-    let column = (t.column * WG + l) * 4u;
-    if (column >= p.n) { return; }
+    let wanted = columns4((t.column * WG + l) * width(), 1u);
+    let n = p.parts[part].n;
+    if (wanted.x >= n) { return; }
     let base_a = p.a.x + dot4(t.at, p.batch_a);
-    let base_b = p.b.x + dot4(t.at, p.batch_b);
-    let inside = min(vec4<u32>(column, column + 1u, column + 2u, column + 3u), vec4<u32>(p.n - 1u));
-    let columns = inside * p.b.z;
+    let base_b = start4(part, t.at);
+    let inside = min(wanted, vec4<u32>(n - 1u));
+    let columns = inside * p.parts[part].b.z;
     let near = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u)) * p.a.y;
     let far = min(vec4<u32>(row + 4u, row + 5u, row + 6u, row + 7u), vec4<u32>(p.m - 1u)) * p.a.y;
     let contracted = p.contracted + zero;
     let depth = p.k + zero;
     let fresh = (1u << p.shift) - 1u;
     let step_a = p.a.z;
-    let step_b = p.b.y;
+    let step_b = p.parts[part].b.y;
+    let norm = start_norm(t.at);
     var sum: array<vec4<f32>, 8>;
+    var square_near = vec4<f32>(0.0);
+    var square_far = vec4<f32>(0.0);
     for (var q = 0u; q < contracted; q++) {
         let at = unravel(q, p.contract);
         var j = base_a + dot4(at, p.contract_a);
-        var i = columns + (base_b + dot4(at, p.contract_b));
-        let c = code(t.at, at, inside);
+        var i = columns + base_b + dot4(at, p.parts[part].contract_b);
+        let c = code(part, t.at, at, inside);
         var s4 = vec4<f32>(1.0);
         var z4 = vec4<f32>(0.0);
         for (var k = 0u; k < depth; k++) {
             if (CODED > 0u && (k & fresh) == 0u) {
-                s4 = scales(c, k >> p.shift);
-                z4 = zeros(c, k >> p.shift);
+                s4 = scales(part, c, k >> p.shift);
+                z4 = zeros(part, c, k >> p.shift);
             }
-            let y = decoded(vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w)), s4, z4);
-            sum[0] = fma(vec4<f32>(a[j + near.x]), y, sum[0]);
-            if (ROWS > 1u) { sum[1] = fma(vec4<f32>(a[j + near.y]), y, sum[1]); }
-            if (ROWS > 2u) { sum[2] = fma(vec4<f32>(a[j + near.z]), y, sum[2]); }
-            if (ROWS > 3u) { sum[3] = fma(vec4<f32>(a[j + near.w]), y, sum[3]); }
-            if (ROWS > 4u) { sum[4] = fma(vec4<f32>(a[j + far.x]), y, sum[4]); }
-            if (ROWS > 5u) { sum[5] = fma(vec4<f32>(a[j + far.y]), y, sum[5]); }
-            if (ROWS > 6u) { sum[6] = fma(vec4<f32>(a[j + far.z]), y, sum[6]); }
-            if (ROWS > 7u) { sum[7] = fma(vec4<f32>(a[j + far.w]), y, sum[7]); }
-            i += step_b;
+            var y = decoded(load4_b(part, i), s4, z4);
+            if (NORM_SCALE) { y *= norm_factor(norm, k); }
+            let x0 = a[j + near.x];
+            sum[0] = fma(vec4<f32>(x0), y, sum[0]);
+            if (NORM > 0u) { square_near.x = fma(x0, x0, square_near.x); }
+            if (ROWS > 1u) {
+                let x1 = a[j + near.y];
+                sum[1] = fma(vec4<f32>(x1), y, sum[1]);
+                if (NORM > 0u) { square_near.y = fma(x1, x1, square_near.y); }
+            }
+            if (ROWS > 2u) {
+                let x2 = a[j + near.z];
+                sum[2] = fma(vec4<f32>(x2), y, sum[2]);
+                if (NORM > 0u) { square_near.z = fma(x2, x2, square_near.z); }
+            }
+            if (ROWS > 3u) {
+                let x3 = a[j + near.w];
+                sum[3] = fma(vec4<f32>(x3), y, sum[3]);
+                if (NORM > 0u) { square_near.w = fma(x3, x3, square_near.w); }
+            }
+            if (ROWS > 4u) {
+                let x4 = a[j + far.x];
+                sum[4] = fma(vec4<f32>(x4), y, sum[4]);
+                if (NORM > 0u) { square_far.x = fma(x4, x4, square_far.x); }
+            }
+            if (ROWS > 5u) {
+                let x5 = a[j + far.y];
+                sum[5] = fma(vec4<f32>(x5), y, sum[5]);
+                if (NORM > 0u) { square_far.y = fma(x5, x5, square_far.y); }
+            }
+            if (ROWS > 6u) {
+                let x6 = a[j + far.z];
+                sum[6] = fma(vec4<f32>(x6), y, sum[6]);
+                if (NORM > 0u) { square_far.z = fma(x6, x6, square_far.z); }
+            }
+            if (ROWS > 7u) {
+                let x7 = a[j + far.w];
+                sum[7] = fma(vec4<f32>(x7), y, sum[7]);
+                if (NORM > 0u) { square_far.w = fma(x7, x7, square_far.w); }
+            }
+            i += vec4<u32>(step_b);
             j += step_a;
         }
     }
     var done = sum;
+    var near_roots = roots(square_near);
+    var far_roots = roots(square_far);
     for (var r = 0u; r < ROWS; r++) {
-        for (var q = 0u; q < 4u; q++) {
-            store(t.at, row + r, column + q, done[r][q]);
-        }
+        if (NORM > 0u) { done[r] *= select(near_roots[r & 3u], far_roots[r & 3u], r > 3u); }
+        store4(part, t.at, row + r, wanted, done[r]);
+    }
+}
+
+@compute @workgroup_size(WG)
+fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    if (select(PARTS, 1u, GATED) == 1u) {
+        software_part(0u, group, l);
+        return;
+    }
+    switch (part_of(group % p.tiles_n)) {
+        case 0u: { software_part(0u, group, l); }
+        case 1u: { software_part(1u, group, l); }
+        case 2u: { if (PARTS > 2u) { software_part(2u, group, l); } }
+        default: { if (PARTS > 3u) { software_part(3u, group, l); } }
     }
 }
 
@@ -287,37 +544,43 @@ fn eight(x: f32, y: vec4<f32>, sum: ptr<function, array<vec4<f32>, 8>>) {
     (*sum)[7] = fma(vec4<f32>(subgroupBroadcast(x, 7u)), y, (*sum)[7]);
 }
 
+// Multiplies eight rows: lane r of x holds row r's factor.
+fn times_eight(x: f32, sum: ptr<function, array<vec4<f32>, 8>>) {
+    (*sum)[0] *= subgroupBroadcast(x, 0u);
+    (*sum)[1] *= subgroupBroadcast(x, 1u);
+    (*sum)[2] *= subgroupBroadcast(x, 2u);
+    (*sum)[3] *= subgroupBroadcast(x, 3u);
+    (*sum)[4] *= subgroupBroadcast(x, 4u);
+    (*sum)[5] *= subgroupBroadcast(x, 5u);
+    (*sum)[6] *= subgroupBroadcast(x, 6u);
+    (*sum)[7] *= subgroupBroadcast(x, 7u);
+}
+
 // Stores eight rows, from a copy, since this index varies.
-fn store8(at: vec4<u32>, row: u32, column: u32, sum: array<vec4<f32>, 8>) {
+fn store8(part: u32, at: vec4<u32>, row: u32, columns: vec4<u32>, sum: array<vec4<f32>, 8>) {
     var done = sum;
-    for (var r = 0u; r < 8u; r++) {
-        for (var q = 0u; q < 4u; q++) {
-            store(at, row + r, column + 8u * q, done[r][q]);
-        }
-    }
+    for (var r = 0u; r < 8u; r++) { store4(part, at, row + r, columns, done[r]); }
 }
 
 // A subgroup of eight lanes computes ROWS rows by 32 columns. A lane has every eighth column, and loads one
 // row in eight for all; sums with constant indices stay in registers, and parameters are read before the loop.
-@compute @workgroup_size(WG)
-fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-    zero = l >> 16u;
-    let group = w.x + n.x * (w.y + n.y * w.z);
-    if (group >= p.groups) { return; }
-    let t = tile(group);
+fn subgroup_part(part: u32, group: u32, l: u32) {
+    let t = tile(group, part);
     let row = t.row * ROWS;
-    let column = t.column * 32u + l;
+    let wanted = columns4(t.column * 8u * width() + l, 8u);
     let base_a = p.a.x + dot4(t.at, p.batch_a);
-    let base_b = p.b.x + dot4(t.at, p.batch_b);
-    let inside = min(vec4<u32>(column, column + 8u, column + 16u, column + 24u), vec4<u32>(p.n - 1u));
-    let columns = inside * p.b.z;
+    let base_b = start4(part, t.at);
+    let inside = min(wanted, vec4<u32>(p.parts[part].n - 1u));
+    let columns = inside * p.parts[part].b.z;
     let lane = row + l;
     let rows = min(vec4<u32>(lane, lane + 8u, lane + 16u, lane + 24u), vec4<u32>(p.m - 1u)) * p.a.y;
     let contracted = p.contracted + zero;
     let depth = p.k + zero;
     let fresh = (1u << p.shift) - 1u;
     let step_a = p.a.z;
-    let step_b = p.b.y;
+    let step_b = p.parts[part].b.y;
+    let norm = start_norm(t.at);
+    var squares = vec4<f32>(0.0);
     var sum0: array<vec4<f32>, 8>;
     var sum1: array<vec4<f32>, 8>;
     var sum2: array<vec4<f32>, 8>;
@@ -325,81 +588,191 @@ fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     for (var q = 0u; q < contracted; q++) {
         let at = unravel(q, p.contract);
         var j = base_a + dot4(at, p.contract_a);
-        var i = columns + (base_b + dot4(at, p.contract_b));
-        let c = code(t.at, at, inside);
+        var i = columns + base_b + dot4(at, p.parts[part].contract_b);
+        let c = code(part, t.at, at, inside);
         var s4 = vec4<f32>(1.0);
         var z4 = vec4<f32>(0.0);
         for (var k = 0u; k < depth; k++) {
             if (CODED > 0u && (k & fresh) == 0u) {
-                s4 = scales(c, k >> p.shift);
-                z4 = zeros(c, k >> p.shift);
+                s4 = scales(part, c, k >> p.shift);
+                z4 = zeros(part, c, k >> p.shift);
             }
-            let y = decoded(vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w)), s4, z4);
-            eight(a[j + rows.x], y, &sum0);
-            eight(a[j + rows.y], y, &sum1);
+            var y = decoded(load4_b(part, i), s4, z4);
+            if (NORM_SCALE) { y *= norm_factor(norm, k); }
+            let x0 = a[j + rows.x];
+            let x1 = a[j + rows.y];
+            if (NORM > 0u) {
+                squares.x = fma(x0, x0, squares.x);
+                squares.y = fma(x1, x1, squares.y);
+            }
+            eight(x0, y, &sum0);
+            eight(x1, y, &sum1);
             if (ROWS > 16u) {
-                eight(a[j + rows.z], y, &sum2);
-                eight(a[j + rows.w], y, &sum3);
+                let x2 = a[j + rows.z];
+                let x3 = a[j + rows.w];
+                if (NORM > 0u) {
+                    squares.z = fma(x2, x2, squares.z);
+                    squares.w = fma(x3, x3, squares.w);
+                }
+                eight(x2, y, &sum2);
+                eight(x3, y, &sum3);
             }
-            i += step_b;
+            i += vec4<u32>(step_b);
             j += step_a;
         }
     }
-    store8(t.at, row, column, sum0);
-    store8(t.at, row + 8u, column, sum1);
+    if (NORM > 0u) {
+        let root = roots(squares);
+        times_eight(root.x, &sum0);
+        times_eight(root.y, &sum1);
+        if (ROWS > 16u) {
+            times_eight(root.z, &sum2);
+            times_eight(root.w, &sum3);
+        }
+    }
+    store8(part, t.at, row, wanted, sum0);
+    store8(part, t.at, row + 8u, wanted, sum1);
     if (ROWS > 16u) {
-        store8(t.at, row + 16u, column, sum2);
-        store8(t.at, row + 24u, column, sum3);
+        store8(part, t.at, row + 16u, wanted, sum2);
+        store8(part, t.at, row + 24u, wanted, sum3);
     }
 }
 
-var<workgroup> partial: array<f32, 1024>;
+@compute @workgroup_size(WG)
+fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    if (select(PARTS, 1u, GATED) == 1u) {
+        subgroup_part(0u, group, l);
+        return;
+    }
+    switch (part_of(group % p.tiles_n)) {
+        case 0u: { subgroup_part(0u, group, l); }
+        case 1u: { subgroup_part(1u, group, l); }
+        case 2u: { if (PARTS > 2u) { subgroup_part(2u, group, l); } }
+        default: { if (PARTS > 3u) { subgroup_part(3u, group, l); } }
+    }
+}
 
-// 256 invocations as 32 columns by 8 slices of K, or, where b runs along K, 8 columns at a time by 32
-// slices; the slices meet in workgroup memory.
+var<workgroup> meeting: array<vec4<f32>, 256>;
+
+// The sum over all invocations whose seats are the same modulo `lanes`, a power of two; that of seat l, for l.
+fn met(value: vec4<f32>, seat: u32, l: u32, lanes: u32) -> vec4<f32> {
+    workgroupBarrier();
+    meeting[seat] = value;
+    workgroupBarrier();
+    for (var reach = 128u; reach >= lanes; reach = reach / 2u) {
+        if (l < reach) { meeting[l] += meeting[l + reach]; }
+        workgroupBarrier();
+    }
+    return meeting[l % lanes];
+}
+
+// Mean and reciprocal deviation of four rows, which start at these places.
+struct Statistics {
+    mean: vec4<f32>,
+    root: vec4<f32>,
+}
+
+fn statistics(rows: vec4<u32>, l: u32) -> Statistics {
+    var s: Statistics;
+    var total = vec4<f32>(0.0);
+    for (var k = l; k < p.k; k += 256u) { total += load4_a(rows, k); }
+    s.mean = met(total, l, l, 1u) / f32(p.k);
+    total = vec4<f32>(0.0);
+    for (var k = l; k < p.k; k += 256u) {
+        let x = load4_a(rows, k) - s.mean;
+        total = fma(x, x, total);
+    }
+    s.root = roots(met(total, l, l, 1u));
+    return s;
+}
+
+// Element k of four rows.
+fn load4_a(rows: vec4<u32>, k: u32) -> vec4<f32> {
+    let j = rows + vec4<u32>(k * p.a.z);
+    return vec4<f32>(a[j.x], a[j.y], a[j.z], a[j.w]);
+}
+
+// 256 invocations: FOURS fours of columns by slices of K, which neighbours walk where b runs along K. The slices meet
+// in workgroup memory.
+fn gemv_part(part: u32, group: u32, l: u32) {
+    let t = tile(group, part);
+    let row = t.row * ROWS;
+    let slices = 256u / FOURS;
+    let slice = select(l / FOURS, l % slices, B_ALONG_K);
+    let lane = select(l % FOURS, l / slices, B_ALONG_K);
+    let wanted = columns4((t.column * FOURS + lane) * width(), 1u);
+    let inside = min(wanted, vec4<u32>(p.parts[part].n - 1u));
+    let columns = inside * p.parts[part].b.z + start4(part, t.at);
+    let rows = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u)) * p.a.y
+        + vec4<u32>(p.a.x + dot4(t.at, p.batch_a));
+    let norm = start_norm(t.at);
+    var s: Statistics;
+    if (NORM == 2u) { s = statistics(rows, l); }
+    var squares = vec4<f32>(0.0);
+    var sum0 = vec4<f32>(0.0);
+    var sum1 = vec4<f32>(0.0);
+    var sum2 = vec4<f32>(0.0);
+    var sum3 = vec4<f32>(0.0);
+    for (var q = 0u; q < p.contracted; q++) {
+        let at = unravel(q, p.contract);
+        let rows_q = rows + dot4(at, p.contract_a);
+        let start = columns + dot4(at, p.parts[part].contract_b);
+        let c = code(part, t.at, at, inside);
+        for (var k = slice; k < p.k; k += slices) {
+            var y = load4_b(part, start + k * p.parts[part].b.y);
+            y = decoded(y, scales(part, c, k >> p.shift), zeros(part, c, k >> p.shift));
+            var x = vec4<f32>(0.0);
+            let j = rows_q + vec4<u32>(k * p.a.z);
+            x.x = a[j.x];
+            if (ROWS > 1u) { x.y = a[j.y]; }
+            if (ROWS > 2u) { x.z = a[j.z]; }
+            if (ROWS > 3u) { x.w = a[j.w]; }
+            if (NORM == 1u) { squares = fma(x, x, squares); }
+            if (NORM == 2u) { x = (x - s.mean) * s.root; }
+            if (NORM_SCALE) { x *= norm_factor(norm, k); }
+            if (NORM_BIAS) { x += norm_summand(norm, k); }
+            sum0 = fma(vec4<f32>(x.x), y, sum0);
+            if (ROWS > 1u) { sum1 = fma(vec4<f32>(x.y), y, sum1); }
+            if (ROWS > 2u) { sum2 = fma(vec4<f32>(x.z), y, sum2); }
+            if (ROWS > 3u) { sum3 = fma(vec4<f32>(x.w), y, sum3); }
+        }
+    }
+    let seat = slice * FOURS + lane;
+    let to = columns4((t.column * FOURS + l) * width(), 1u);
+    var root = vec4<f32>(1.0);
+    if (NORM == 1u) { root = roots(met(squares, seat, l, FOURS)); }
+    let done0 = met(sum0, seat, l, FOURS) * root.x;
+    if (l < FOURS) { store4(part, t.at, row, to, done0); }
+    if (ROWS > 1u) {
+        let done1 = met(sum1, seat, l, FOURS) * root.y;
+        if (l < FOURS) { store4(part, t.at, row + 1u, to, done1); }
+    }
+    if (ROWS > 2u) {
+        let done2 = met(sum2, seat, l, FOURS) * root.z;
+        if (l < FOURS) { store4(part, t.at, row + 2u, to, done2); }
+    }
+    if (ROWS > 3u) {
+        let done3 = met(sum3, seat, l, FOURS) * root.w;
+        if (l < FOURS) { store4(part, t.at, row + 3u, to, done3); }
+    }
+}
+
 @compute @workgroup_size(WG)
 fn gemv(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
     let group = w.x + n.x * (w.y + n.y * w.z);
     if (group >= p.groups) { return; }
-    let t = tile(group);
-    let row = t.row * ROWS;
-    let base_a = p.a.x + dot4(t.at, p.batch_a);
-    let base_b = p.b.x + dot4(t.at, p.batch_b);
-    let lanes = select(8u, 32u, B_ALONG_K);
-    let wide = 256u / lanes;
-    let slice = select(l / wide, l % lanes, B_ALONG_K);
-    let lane = select(l % wide, l / lanes, B_ALONG_K);
-    for (var pass_ = 0u; pass_ < 32u / wide; pass_++) {
-        let column = t.column * 32u + pass_ * wide + lane;
-        let at_b = min(column, p.n - 1u) * p.b.z;
-        var sum = vec4<f32>(0.0);
-        for (var c = 0u; c < p.contracted; c++) {
-            let at = unravel(c, p.contract);
-            let start_a = base_a + dot4(at, p.contract_a);
-            let start_b = base_b + dot4(at, p.contract_b) + at_b;
-            let code1 = code(t.at, at, vec4<u32>(min(column, p.n - 1u)));
-            for (var k = slice; k < p.k; k += lanes) {
-                var y = load_b(start_b + k * p.b.y);
-                if (CODED > 1u) { y -= load_zero(code1.zero_point.x + (k >> p.shift) * p.zero_point.y); }
-                if (CODED > 0u) { y *= load_scale(code1.scale.x + (k >> p.shift) * p.scale.y); }
-                let j = start_a + k * p.a.z;
-                for (var r = 0u; r < ROWS; r++) {
-                    sum[r] = fma(a[j + min(row + r, p.m - 1u) * p.a.y], y, sum[r]);
-                }
-            }
-        }
-        for (var r = 0u; r < ROWS; r++) {
-            partial[r * 256u + slice * wide + lane] = sum[r];
-        }
-        workgroupBarrier();
-        for (var i = l; i < ROWS * wide; i += 256u) {
-            var total = 0.0;
-            for (var s = 0u; s < lanes; s++) {
-                total += partial[(i / wide) * 256u + s * wide + i % wide];
-            }
-            store(t.at, row + i / wide, t.column * 32u + pass_ * wide + i % wide, total);
-        }
-        workgroupBarrier();
+    if (select(PARTS, 1u, GATED) == 1u) {
+        gemv_part(0u, group, l);
+        return;
+    }
+    switch (part_of(group % p.tiles_n)) {
+        case 0u: { gemv_part(0u, group, l); }
+        case 1u: { gemv_part(1u, group, l); }
+        case 2u: { if (PARTS > 2u) { gemv_part(2u, group, l); } }
+        default: { if (PARTS > 3u) { gemv_part(3u, group, l); } }
     }
 }
 
@@ -407,45 +780,76 @@ fn gemv(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u3
 var<workgroup> tile_a: array<vec4<f32>, 256>;
 var<workgroup> tile_b: array<vec4<f32>, 256>;
 
-// 256 invocations, each a 4×4 block of a 64×64 tile.
-@compute @workgroup_size(WG)
-fn tiled(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-    let group = w.x + n.x * (w.y + n.y * w.z);
-    if (group >= p.groups) { return; }
-    let t = tile(group);
+// Puts mean and reciprocal deviation of 64 rows into the first places of the meeting, four invocations a row.
+fn row_statistics(start: u32, row: u32, l: u32) {
+    let j = start + min(row + l / 4u, p.m - 1u) * p.a.y;
+    let lane = l % 4u;
+    let first = l - lane;
+    var total = 0.0;
+    for (var k = lane; k < p.k; k += 4u) { total += a[j + k * p.a.z]; }
+    meeting[l].x = total;
+    workgroupBarrier();
+    let mean = (meeting[first].x + meeting[first + 1u].x + meeting[first + 2u].x + meeting[first + 3u].x) / f32(p.k);
+    total = 0.0;
+    for (var k = lane; k < p.k; k += 4u) {
+        let x = a[j + k * p.a.z] - mean;
+        total = fma(x, x, total);
+    }
+    meeting[l].y = total;
+    workgroupBarrier();
+    let square = meeting[first].y + meeting[first + 1u].y + meeting[first + 2u].y + meeting[first + 3u].y;
+    workgroupBarrier();
+    if (lane == 0u) { meeting[l / 4u] = vec4<f32>(mean, roots(vec4<f32>(square)).x, 0.0, 0.0); }
+    workgroupBarrier();
+}
+
+// 256 invocations, each a 4×4 block of a tile of 64 rows by 64 columns of b.
+fn tiled_part(part: u32, group: u32, l: u32) {
+    let t = tile(group, part);
     let row = t.row * 64u;
-    let column = t.column * 64u;
     let base_a = p.a.x + dot4(t.at, p.batch_a);
-    let base_b = p.b.x + dot4(t.at, p.batch_b);
+    let base_b = start4(part, t.at);
     // Each invocation fills four rows (columns) of one k.
     let ka = select(l / 16u, l % 16u, A_ALONG_K);
     let qa = select(l % 16u, l / 16u, A_ALONG_K);
     let kb = select(l / 16u, l % 16u, B_ALONG_K);
     let qb = select(l % 16u, l / 16u, B_ALONG_K);
-    let step = vec4<u32>(0u, 1u, 2u, 3u);
-    let rows = min(vec4<u32>(row + qa * 4u) + step, vec4<u32>(p.m - 1u)) * p.a.y;
-    let inside = min(vec4<u32>(column + qb * 4u) + step, vec4<u32>(p.n - 1u));
-    let columns = inside * p.b.z;
+    let rows = min(vec4<u32>(row + qa * 4u) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.m - 1u)) * p.a.y;
+    let inside = min(columns4((t.column * 16u + qb) * width(), 1u), vec4<u32>(p.parts[part].n - 1u));
+    let columns = inside * p.parts[part].b.z + base_b;
+    let norm = start_norm(t.at);
+    var mean = vec4<f32>(0.0);
+    var root = vec4<f32>(1.0);
+    if (NORM == 2u) {
+        row_statistics(base_a, row, l);
+        let i = qa * 4u;
+        mean = vec4<f32>(meeting[i].x, meeting[i + 1u].x, meeting[i + 2u].x, meeting[i + 3u].x);
+        root = vec4<f32>(meeting[i].y, meeting[i + 1u].y, meeting[i + 2u].y, meeting[i + 3u].y);
+    }
     let x = l % 16u;
     let y = l / 16u;
+    var squares = vec4<f32>(0.0);
     var sum: array<vec4<f32>, 4>;
     for (var c = 0u; c < p.contracted; c++) {
         let at = unravel(c, p.contract);
         let start_a = base_a + dot4(at, p.contract_a);
-        let start_b = base_b + dot4(at, p.contract_b);
-        let code4 = code(t.at, at, inside);
+        let start_b = columns + dot4(at, p.parts[part].contract_b);
+        let code4 = code(part, t.at, at, inside);
         for (var k = 0u; k < p.k; k += 16u) {
             var va = vec4<f32>(0.0);
             if (k + ka < p.k) {
                 let i = rows + (start_a + (k + ka) * p.a.z);
                 va = vec4<f32>(a[i.x], a[i.y], a[i.z], a[i.w]);
+                if (NORM == 1u) { squares = fma(va, va, squares); }
+                if (NORM == 2u) { va = (va - mean) * root; }
+                if (NORM_SCALE) { va *= norm_factor(norm, k + ka); }
+                if (NORM_BIAS) { va += norm_summand(norm, k + ka); }
             }
             var vb = vec4<f32>(0.0);
             if (k + kb < p.k) {
-                let i = columns + (start_b + (k + kb) * p.b.y);
-                vb = vec4<f32>(load_b(i.x), load_b(i.y), load_b(i.z), load_b(i.w));
+                vb = load4_b(part, start_b + (k + kb) * p.parts[part].b.y);
                 let block = (k + kb) >> p.shift;
-                vb = decoded(vb, scales(code4, block), zeros(code4, block));
+                vb = decoded(vb, scales(part, code4, block), zeros(part, code4, block));
             }
             workgroupBarrier();
             tile_a[ka * 16u + qa] = va;
@@ -461,9 +865,31 @@ fn tiled(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u
             }
         }
     }
-    for (var r = 0u; r < 4u; r++) {
-        for (var q = 0u; q < 4u; q++) {
-            store(t.at, row + y * 4u + r, column + x * 4u + q, sum[r][q]);
-        }
+    if (NORM == 1u) {
+        workgroupBarrier();
+        tile_a[ka * 16u + qa] = squares;
+        workgroupBarrier();
+        var total = vec4<f32>(0.0);
+        for (var i = 0u; i < 16u; i++) { total += tile_a[i * 16u + y]; }
+        root = roots(total);
+        for (var r = 0u; r < 4u; r++) { sum[r] *= root[r]; }
+    }
+    let to = columns4((t.column * 16u + x) * width(), 1u);
+    for (var r = 0u; r < 4u; r++) { store4(part, t.at, row + y * 4u + r, to, sum[r]); }
+}
+
+@compute @workgroup_size(WG)
+fn tiled(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    if (select(PARTS, 1u, GATED) == 1u) {
+        tiled_part(0u, group, l);
+        return;
+    }
+    switch (part_of(group % p.tiles_n)) {
+        case 0u: { tiled_part(0u, group, l); }
+        case 1u: { tiled_part(1u, group, l); }
+        case 2u: { if (PARTS > 2u) { tiled_part(2u, group, l); } }
+        default: { if (PARTS > 3u) { tiled_part(3u, group, l); } }
     }
 }

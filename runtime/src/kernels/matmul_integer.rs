@@ -3,7 +3,7 @@
 //! Bindings: `a`, `b`, `zero_a`, `zero_b` (each of these `a` again where absent), `out`.
 
 use super::layout::{Words, constant, expect, grid, touched};
-use super::matmul::{MAX_BATCH, Problem};
+use super::matmul::{MAX_BATCH, Problem, Side};
 use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "matmul_integer";
@@ -39,21 +39,31 @@ impl MatmulInteger<'_> {
             expect(KERNEL, "an operand", operand, &integers)?;
         }
         expect(KERNEL, "the result", self.out, &[Scalar::I32])?;
-        let mut problem =
-            Problem::new(KERNEL, [self.a, self.b, self.out], 0, [self.zero_a, self.zero_b], [None; 2])?;
+        let result = Side::Result(0);
+        let operands = [
+            (Some(self.a), Side::Left),
+            (Some(self.b), Side::Right(0)),
+            (self.zero_a, result),
+            (self.zero_b, result),
+            (Some(self.out), result),
+        ];
+        let mut problem = Problem::new(KERNEL, &operands, 0)?;
         problem.join_rows();
         let Problem { batch, m, n, k, inner, .. } = problem;
+        let n = n[0];
         let batch = batch.at_most(KERNEL, MAX_BATCH)?;
         let batches: u64 = batch.shape.iter().map(|d| u64::from(*d)).product();
         let rows = m.clamp(1, ROWS);
         let tiles = [n.div_ceil(COLUMNS * WORKGROUP), m.div_ceil(rows)];
         let groups = u64::from(tiles[0]) * u64::from(tiles[1]) * batches;
         let mut words = Words::new().array(&batch.shape, 4);
-        for strides in &batch.strides[..5] {
-            words = words.array(strides, 4);
+        // a, b, the result, the zero points.
+        let order = [0, 1, 4, 2, 3];
+        for operand in order {
+            words = words.array(&batch.strides[operand], 4);
         }
-        for view in &inner[..5] {
-            words = words.array(view, 4);
+        for operand in order {
+            words = words.array(&inner[operand], 4);
         }
         let sizes = [m, n, k, tiles[0], tiles[1], groups.min(u32::MAX.into()) as u32];
         let mut constants = vec![constant("WG", WORKGROUP), constant("ROWS", rows)];

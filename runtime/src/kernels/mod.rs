@@ -47,7 +47,9 @@ pub use correction::Correction;
 pub use elementwise::Elementwise;
 pub use gather::{Bounds, Gather, GatherKind, Scatter};
 pub use layout::MAX_RANK;
-pub use matmul::{Coding, Matmul, Variant as MatmulVariant};
+pub use matmul::{
+    Activation, Coding, MAX_PARTS, Matmul, Part, RowNorm, Variant as MatmulVariant, takes_norm,
+};
 pub use matmul_integer::MatmulInteger;
 pub use norm::{Norm, NormKind};
 pub use program::{

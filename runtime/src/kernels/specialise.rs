@@ -109,7 +109,13 @@ fn compute(op: BinaryOperator, left: Known, right: Known) -> Option<Known> {
             B::LogicalOr | B::InclusiveOr => return Some(Known::Bool(a || b)),
             _ => a.cmp(&b),
         },
-        (Known::U32(a), Known::U32(b)) => a.cmp(&b),
+        (Known::U32(a), Known::U32(b)) => match op {
+            B::Add => return a.checked_add(b).map(Known::U32),
+            B::Multiply => return a.checked_mul(b).map(Known::U32),
+            B::ShiftRight => return a.checked_shr(b).map(Known::U32),
+            B::And => return Some(Known::U32(a & b)),
+            _ => a.cmp(&b),
+        },
         (Known::I32(a), Known::I32(b)) => a.cmp(&b),
         _ => return None,
     };

@@ -1,7 +1,9 @@
 use super::super::testing::{
-    Random, address, bits, close, dense, f32s, gpu, halves, hardware, limits, positions, strided,
+    Random, address, bits, close, dense, f32s, gpu, halves, hardware, limits, poison, positions, strided,
 };
-use super::super::{ElementOp, Limits, Matmul, MatmulVariant, Operand, Scalar, View};
+use super::super::{
+    Activation, Limits, Matmul, MatmulVariant, NormKind, Operand, Part, RowNorm, Scalar, View, takes_norm,
+};
 
 /// The view of a matrix product's operand at a batch position, aligned right.
 fn at(view: &View, batch: &[u32], row: u32, column: u32) -> usize {
@@ -11,20 +13,40 @@ fn at(view: &View, batch: &[u32], row: u32, column: u32) -> usize {
     address(view, &clamped)
 }
 
+#[derive(Clone)]
 struct Case {
     a: Operand,
+    norm: Option<(NormKind, Option<Operand>, Option<Operand>)>,
+    parts: Vec<CasePart>,
+    gated: bool,
+    contract: usize,
+    accumulate: bool,
+}
+
+#[derive(Clone)]
+struct CasePart {
     b: Operand,
     out: Operand,
-    contract: usize,
     bias: Option<Operand>,
+    activation: Activation,
+    alpha: f32,
     residual: Option<Operand>,
-    accumulate: bool,
-    activation: Option<ElementOp>,
+}
+
+fn part(b: Operand, out: &[u32]) -> CasePart {
+    let out = dense(out, Scalar::F32);
+    CasePart { b, out, bias: None, activation: Activation::None, alpha: 1.0, residual: None }
 }
 
 fn plain(a: Operand, b: Operand, out: &[u32]) -> Case {
-    let out = dense(out, Scalar::F32);
-    Case { a, b, out, contract: 0, bias: None, residual: None, accumulate: false, activation: None }
+    Case { a, norm: None, parts: vec![part(b, out)], gated: false, contract: 0, accumulate: false }
+}
+
+/// Products of the widths that share a left operand `[rows, k]`.
+fn several(rows: u32, k: u32, widths: &[u32]) -> Case {
+    let of = |n: &u32| part(dense(&[k, *n], Scalar::F32), &[rows, *n]);
+    let parts = widths.iter().map(of).collect();
+    Case { parts, ..plain(dense(&[rows, k], Scalar::F32), dense(&[k, 1], Scalar::F32), &[rows, 1]) }
 }
 
 fn size(operand: &Operand) -> usize {
@@ -32,90 +54,168 @@ fn size(operand: &Operand) -> usize {
     positions(&view.shape).iter().map(|p| address(view, p)).max().map_or(0, |m| m + 1)
 }
 
+const EPSILON: f32 = 1e-3;
+
+/// What a function of the epilogue is, in double precision.
+fn applied(activation: Activation, x: f64) -> f64 {
+    match activation {
+        Activation::None => x,
+        Activation::Relu => x.max(0.0),
+        Activation::SquaredRelu => x.max(0.0).powi(2),
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
+        Activation::Tanh => x.tanh(),
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+        }
+        Activation::GeluErf => unreachable!("no erf in std"),
+    }
+}
+
+/// An operand with its random data.
+type Filled = (Operand, Vec<f32>);
+
 fn check(case: &Case, variant: MatmulVariant, limits: &Limits, seed: u64) {
     let Some(gpu) = gpu() else { return };
-    let mut random = Random::new(seed);
-    let a = random.floats(size(&case.a));
-    let mut b = random.floats(size(&case.b));
-    if case.b.scalar == Scalar::F16 {
-        b.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32());
-    }
-    let extra = |o: &Option<Operand>, random: &mut Random| o.as_ref().map(|o| random.floats(size(o)));
-    let bias = extra(&case.bias, &mut random);
-    let residual = extra(&case.residual, &mut random);
-    let old = random.floats(size(&case.out));
-
-    let shape = &case.out.view.shape;
-    let rank = shape.len();
+    let random = std::cell::RefCell::new(Random::new(seed));
+    let fill = |operand: &Operand| -> Filled {
+        let mut data = random.borrow_mut().floats(size(operand));
+        if operand.scalar == Scalar::F16 {
+            data.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32());
+        }
+        (operand.clone(), data)
+    };
+    let maybe = |operand: &Option<Operand>| operand.as_ref().map(fill);
+    let a = fill(&case.a);
+    let norm = case.norm.as_ref().map(|(kind, scale, bias)| (*kind, maybe(scale), maybe(bias)));
+    let parts: Vec<(Filled, Option<Filled>, Option<Filled>, Filled)> =
+        case.parts.iter().map(|p| (fill(&p.b), maybe(&p.bias), maybe(&p.residual), fill(&p.out))).collect();
+    let rank = case.parts[0].out.view.shape.len();
     let k = case.a.view.shape[case.a.view.shape.len() - 1];
-    let contracted: Vec<u32> = (rank - 2 - case.contract..rank - 2)
-        .map(|axis| {
-            let back = rank - axis;
-            let of = |v: &View| v.shape.len().checked_sub(back).map_or(1, |i| v.shape[i]);
-            of(&case.a.view).max(of(&case.b.view))
-        })
-        .collect();
-    let mut expected = vec![];
-    for p in positions(shape) {
+    let read = |of: &Filled, batch: &[u32], row: u32, column: u32| {
+        f64::from(of.1[at(&of.0.view, batch, row, column)])
+    };
+    // Row `row` of a as the products see it.
+    let row_of = |batch: &[u32], row: u32| -> Vec<f64> {
+        let raw: Vec<f64> = (0..k).map(|i| read(&a, batch, row, i)).collect();
+        let Some((kind, scale, bias)) = &norm else { return raw };
+        let mean = if *kind == NormKind::Layer { raw.iter().sum::<f64>() / f64::from(k) } else { 0.0 };
+        let square = raw.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / f64::from(k);
+        let root = (square + f64::from(EPSILON)).sqrt();
+        let factor =
+            |of: &Option<Filled>, i: u32, none: f64| of.as_ref().map_or(none, |f| read(f, batch, row, i));
+        (0..k)
+            .map(|i| (raw[i as usize] - mean) / root * factor(scale, i, 1.0) + factor(bias, i, 0.0))
+            .collect()
+    };
+    // What part `n` has at a position of its result, before the residual.
+    let activated = |n: usize, p: &[u32]| {
+        let (b, bias, _, _) = &parts[n];
         let (outer, row, column) = (&p[..rank - 2 - case.contract], p[rank - 2], p[rank - 1]);
+        let contracted: Vec<u32> = (rank - 2 - case.contract..rank - 2)
+            .map(|axis| {
+                let of = |v: &View| v.shape.len().checked_sub(rank - axis).map_or(1, |i| v.shape[i]);
+                of(&a.0.view).max(of(&b.0.view))
+            })
+            .collect();
         let mut sum = 0f64;
         for c in positions(&contracted) {
             let batch = [outer, &c].concat();
-            for i in 0..k {
-                sum += f64::from(a[at(&case.a.view, &batch, row, i)])
-                    * f64::from(b[at(&case.b.view, &batch, i, column)]);
-            }
+            let row = row_of(&batch, row);
+            sum += (0..k).map(|i| row[i as usize] * read(b, &batch, i, column)).sum::<f64>();
         }
-        if let (Some(o), Some(v)) = (&case.bias, &bias) {
-            sum += f64::from(v[at(&o.view, &p[..rank - 2], row, column)]);
-        }
-        if case.activation == Some(ElementOp::Silu) {
-            sum /= 1.0 + (-sum).exp();
-        }
-        if let (Some(o), Some(v)) = (&case.residual, &residual) {
-            sum += f64::from(v[at(&o.view, &p[..rank - 2], row, column)]);
-        }
-        if case.accumulate {
-            sum += f64::from(old[address(&case.out.view, &p)]);
-        }
-        expected.push(sum as f32);
-    }
+        sum += bias.as_ref().map_or(0.0, |bias| read(bias, &p[..rank - 2], row, column));
+        applied(case.parts[n].activation, sum)
+    };
+    let results = if case.gated { 1 } else { parts.len() };
+    let expected: Vec<Vec<f32>> = (0..results)
+        .map(|n| {
+            let (_, _, residual, old) = &parts[n];
+            let at = |p: Vec<u32>| {
+                let mut value = activated(n, &p);
+                if case.gated {
+                    value *= activated(1, &p);
+                }
+                value *= f64::from(case.parts[n].alpha);
+                let (batch, row, column) = (&p[..rank - 2], p[rank - 2], p[rank - 1]);
+                value += residual.as_ref().map_or(0.0, |r| read(r, batch, row, column));
+                if case.accumulate {
+                    value += read(old, batch, row, column);
+                }
+                value as f32
+            };
+            positions(&case.parts[n].out.view.shape).into_iter().map(at).collect()
+        })
+        .collect();
 
+    let factors = |(kind, scale, bias): &(NormKind, Option<Filled>, Option<Filled>)| {
+        (*kind, scale.as_ref().map(|s| s.0.clone()), bias.as_ref().map(|b| b.0.clone()))
+    };
+    let factors = norm.as_ref().map(factors);
     let spec = Matmul {
         a: &case.a,
-        b: &case.b,
-        coding: None,
-        out: &case.out,
+        norm: factors.as_ref().map(|(kind, scale, bias)| RowNorm {
+            kind: *kind,
+            epsilon: EPSILON,
+            scale: scale.as_ref(),
+            bias: bias.as_ref(),
+        }),
+        parts: case
+            .parts
+            .iter()
+            .map(|p| Part {
+                b: &p.b,
+                coding: None,
+                out: &p.out,
+                bias: p.bias.as_ref(),
+                activation: p.activation,
+                alpha: p.alpha,
+                residual: p.residual.as_ref(),
+            })
+            .collect(),
+        gated: case.gated,
         contract: case.contract,
         accumulate: case.accumulate,
-        bias: case.bias.as_ref(),
-        activation: case.activation,
-        residual: case.residual.as_ref(),
     };
     let launch = spec.launch_as(variant, limits).unwrap();
-    let a = bits(&a);
-    let b = if case.b.scalar == Scalar::F16 { halves(&b) } else { bits(&b) };
-    let bias = bias.map(|v| bits(&v));
-    let residual = residual.map(|v| bits(&v));
-    let start = if case.accumulate { bits(&old) } else { super::super::testing::poison(old.len()) };
-    let mut writes = [start];
-    gpu.run(
-        &launch,
-        &[&a, &b, &a, &a, bias.as_ref().unwrap_or(&a), residual.as_ref().unwrap_or(&a)],
-        &mut writes,
-    );
-    let all = f32s(&writes[0]);
-    let actual: Vec<f32> = positions(shape).iter().map(|p| all[address(&case.out.view, p)]).collect();
-    close(&actual, &expected, 1e-5 * (k as f32).sqrt().max(1.0), 1e-5);
+    let words = |of: &Filled| if of.0.scalar == Scalar::F16 { halves(&of.1) } else { bits(&of.1) };
+    let mut reads = vec![words(&a)];
+    let (scale, bias) = norm.map_or((None, None), |(_, scale, bias)| (scale, bias));
+    reads.extend(scale.iter().chain(&bias).map(words));
+    for (b, bias, residual, _) in &parts {
+        reads.push(words(b));
+        reads.extend(bias.iter().chain(residual).map(words));
+    }
+    let reads: Vec<&[u32]> = reads.iter().map(|r| &r[..]).collect();
+    let start = |old: &Filled| if case.accumulate { bits(&old.1) } else { poison(old.1.len()) };
+    let mut writes: Vec<Vec<u32>> = parts.iter().take(results).map(|(_, _, _, old)| start(old)).collect();
+    gpu.run(&launch, &reads, &mut writes);
+    for (n, expected) in expected.iter().enumerate() {
+        let all = f32s(&writes[n]);
+        let view = &case.parts[n].out.view;
+        let actual: Vec<f32> = positions(&view.shape).iter().map(|p| all[address(view, p)]).collect();
+        // Factors grow the error of each other.
+        let size = expected.iter().fold(1f32, |m, x| m.max(x.abs())).sqrt();
+        let absolute = if case.gated { size } else { 1.0 };
+        close(&actual, expected, 1e-5 * absolute * (k as f32).sqrt().max(1.0), 1e-5);
+    }
+}
+
+/// Room for what several parts bind.
+fn roomy(limits: Limits) -> Limits {
+    Limits { max_storage_buffers: 16, ..limits }
 }
 
 fn every(case: &Case, seed: u64) {
-    check(case, MatmulVariant::Software, &limits(), seed);
-    if let Some(gpu) = gpu().filter(|g| g.limits().subgroup_size == 8) {
-        check(case, MatmulVariant::Subgroup, &gpu.limits(), seed);
+    let layer = case.norm.as_ref().is_some_and(|(kind, ..)| *kind == NormKind::Layer);
+    if !layer {
+        check(case, MatmulVariant::Software, &roomy(limits()), seed);
+        if let Some(gpu) = gpu().filter(|g| g.limits().subgroup_size == 8) {
+            check(case, MatmulVariant::Subgroup, &roomy(gpu.limits()), seed);
+        }
     }
-    check(case, MatmulVariant::Gemv, &hardware(), seed);
-    check(case, MatmulVariant::Tiled, &hardware(), seed);
+    check(case, MatmulVariant::Gemv, &roomy(hardware()), seed);
+    check(case, MatmulVariant::Tiled, &roomy(hardware()), seed);
 }
 
 #[test]
@@ -172,17 +272,18 @@ fn batches_broadcast_and_contract() {
 #[test]
 fn epilogues() {
     let mut case = plain(dense(&[3, 5, 12], Scalar::F32), dense(&[3, 12, 37], Scalar::F32), &[3, 5, 37]);
-    case.bias = Some(dense(&[3, 1, 37], Scalar::F32));
-    case.activation = Some(ElementOp::Silu);
-    case.residual = Some(dense(&[5, 37], Scalar::F32));
+    case.parts[0].bias = Some(dense(&[3, 1, 37], Scalar::F32));
+    case.parts[0].activation = Activation::Silu;
+    case.parts[0].alpha = 0.5;
+    case.parts[0].residual = Some(dense(&[5, 37], Scalar::F32));
     every(&case, 1);
-    case.bias = None;
+    case.parts[0].bias = None;
     case.accumulate = true;
     every(&case, 2);
     // A result in place within something larger, and bias along rows.
     let mut piece = plain(dense(&[5, 12], Scalar::F32), dense(&[12, 7], Scalar::F32), &[5, 7]);
-    piece.out = strided(&[5, 7], &[20, 1], 11);
-    piece.bias = Some(strided(&[5, 7], &[1, 0], 2));
+    piece.parts[0].out = strided(&[5, 7], &[20, 1], 11);
+    piece.parts[0].bias = Some(strided(&[5, 7], &[1, 0], 2));
     every(&piece, 3);
 }
 
@@ -192,24 +293,140 @@ fn an_empty_contraction_gives_zero() {
 }
 
 #[test]
+fn functions_of_the_epilogue() {
+    use Activation::{GeluTanh, Relu, Sigmoid, SquaredRelu, Tanh};
+    for (seed, activation) in (1..).zip([Relu, GeluTanh, Sigmoid, SquaredRelu, Tanh]) {
+        let mut case = plain(dense(&[2, 12], Scalar::F32), dense(&[12, 5], Scalar::F32), &[2, 5]);
+        case.parts[0].activation = activation;
+        check(&case, MatmulVariant::Gemv, &hardware(), seed);
+    }
+}
+
+#[test]
+fn parts_share_a_dispatch() {
+    // Both sides of a tile of columns, in every place; one row, a few, and more than a tile.
+    for (seed, (rows, widths)) in (1..).zip([
+        (1, &[64, 16, 16][..]),
+        (1, &[7, 33, 129, 1]),
+        (4, &[31, 32]),
+        (5, &[65, 1, 64]),
+        (17, &[129, 40, 8, 3]),
+        (66, &[32, 63]),
+    ]) {
+        every(&several(rows, 40, widths), seed);
+    }
+    // Each with an epilogue of its own, in the units of a batch, the first result within something larger.
+    let mut case = several(3, 12, &[20, 9, 33]);
+    for (part, n) in case.parts.iter_mut().zip([20, 9, 33]) {
+        part.b = dense(&[2, 12, n], Scalar::F32);
+        part.out = dense(&[2, 3, n], Scalar::F32);
+    }
+    case.parts[0].out = strided(&[2, 3, 20], &[100, 30, 1], 5);
+    case.parts[0].activation = Activation::Silu;
+    case.parts[1].bias = Some(dense(&[2, 1, 9], Scalar::F32));
+    case.parts[2].residual = Some(dense(&[3, 33], Scalar::F32));
+    case.parts[2].alpha = -2.0;
+    every(&case, 9);
+    // Weights of both halves of the precision, transposed.
+    let mut case = several(3, 14, &[18, 40]);
+    for (part, n) in case.parts.iter_mut().zip([18, 40]) {
+        part.b = Operand { scalar: Scalar::F16, ..strided(&[14, n], &[1, 14], 1) };
+    }
+    every(&case, 10);
+}
+
+#[test]
+fn gated_products() {
+    for (seed, (rows, k, n)) in
+        (1..).zip([(1, 40, 7), (1, 12, 130), (3, 33, 16), (5, 16, 17), (17, 20, 65), (66, 9, 32)])
+    {
+        let mut case = several(rows, k, &[n, n]);
+        case.gated = true;
+        case.parts[0].activation = Activation::Silu;
+        every(&case, seed);
+        case.parts[0].bias = Some(dense(&[n], Scalar::F32));
+        case.parts[1].bias = Some(dense(&[n], Scalar::F32));
+        case.parts[1].activation = Activation::Tanh;
+        case.parts[0].residual = Some(dense(&[rows, n], Scalar::F32));
+        case.parts[0].alpha = 3.0;
+        every(&case, seed + 100);
+    }
+    // The two halves of one matrix, and units of a batch.
+    let mut case = several(2, 12, &[9, 9]);
+    case.gated = true;
+    for (part, offset) in case.parts.iter_mut().zip([0, 9]) {
+        part.b = strided(&[3, 12, 9], &[216, 18, 1], offset);
+        part.out = dense(&[3, 2, 9], Scalar::F32);
+    }
+    every(&case, 50);
+}
+
+#[test]
+fn rows_are_normalised_as_they_are_read() {
+    let factor = |shape: &[u32]| Some(dense(shape, Scalar::F32));
+    for (seed, (rows, k)) in (1..).zip([(1, 40), (1, 3), (4, 300), (5, 33), (9, 16), (65, 17), (70, 260)]) {
+        for kind in [NormKind::Rms, NormKind::Layer] {
+            let mut case = several(rows, k, &[33, 5]);
+            case.norm = Some((kind, None, None));
+            every(&case, seed);
+            case.norm = Some((kind, factor(&[k]), None));
+            case.gated = true;
+            case.parts[0] = part(dense(&[k, 5], Scalar::F32), &[rows, 5]);
+            every(&case, seed + 100);
+        }
+        let mut case = several(rows, k, &[33]);
+        case.norm = Some((NormKind::Layer, factor(&[k]), factor(&[1, k])));
+        every(&case, seed + 200);
+    }
+    // A shared state, with factors of each unit.
+    let mut case = plain(dense(&[1, 5, 12], Scalar::F32), dense(&[3, 12, 9], Scalar::F32), &[3, 5, 9]);
+    case.norm = Some((NormKind::Rms, factor(&[3, 1, 12]), None));
+    every(&case, 1);
+    case.norm = Some((NormKind::Layer, factor(&[3, 1, 12]), factor(&[3, 1, 12])));
+    every(&case, 2);
+}
+
+#[test]
 fn misfits_are_refused() {
     let (a, b, out) = (dense(&[2, 3], Scalar::F32), dense(&[4, 5], Scalar::F32), dense(&[2, 5], Scalar::F32));
     let spec = |a, b, out| Matmul {
         a,
-        b,
-        coding: None,
-        out,
+        norm: None,
+        parts: vec![Part::new(b, out)],
+        gated: false,
         contract: 0,
         accumulate: false,
-        bias: None,
-        activation: None,
-        residual: None,
     };
     assert!(spec(&a, &b, &out).launch(&limits()).is_err());
     let b = dense(&[3, 5], Scalar::I32);
     assert!(spec(&a, &b, &out).launch(&limits()).is_err());
     let b = dense(&[3, 5], Scalar::F32);
     assert!(spec(&a, &b, &out).launch(&limits()).is_ok());
+    // Parts that are not alike, too many of them, and more buffers than there may be.
+    let half = Operand { scalar: Scalar::F16, ..b.clone() };
+    let with = |parts: Vec<_>| Matmul { parts, ..spec(&a, &b, &out) };
+    let one = Part::new(&b, &out);
+    assert!(with(vec![one, Part::new(&half, &out)]).launch(&limits()).is_err());
+    assert!(with(vec![one; 5]).launch(&roomy(limits())).is_err());
+    assert!(with(vec![one; 4]).launch(&roomy(limits())).is_ok());
+    assert!(with(vec![one; 4]).launch(&Limits { max_storage_buffers: 8, ..limits() }).is_err());
+    assert!(Matmul { gated: true, ..with(vec![one; 3]) }.launch(&limits()).is_err());
+    assert!(Matmul { accumulate: true, ..with(vec![one; 2]) }.launch(&limits()).is_err());
+    // Norms that no product takes.
+    let (wide, each) = (dense(&[3], Scalar::F32), dense(&[2, 3], Scalar::F32));
+    let norm = |kind, scale, bias| RowNorm { kind, epsilon: 0.0, scale, bias };
+    let under = |norm| Matmul { norm: Some(norm), ..spec(&a, &b, &out) };
+    assert!(under(norm(NormKind::Rms, Some(&wide), None)).launch(&limits()).is_ok());
+    assert!(under(norm(NormKind::Rms, Some(&each), None)).launch(&limits()).is_err());
+    assert!(under(norm(NormKind::Rms, None, Some(&wide))).launch(&limits()).is_err());
+    assert!(under(norm(NormKind::Layer, None, Some(&wide))).launch(&limits()).is_err());
+    assert!(under(norm(NormKind::Layer, None, Some(&wide))).launch(&hardware()).is_ok());
+    for kind in [NormKind::Rms, NormKind::Layer] {
+        for limits in [limits(), hardware()] {
+            let taken = takes_norm(kind, false, 2, &limits);
+            assert_eq!(taken, under(norm(kind, None, None)).launch(&limits).is_ok());
+        }
+    }
 }
 
 /// Prints rates; run with `--ignored --nocapture`.
@@ -228,17 +445,8 @@ fn rates() {
         let a = dense(&[m, k], Scalar::F32);
         let b = if transposed { strided(&[k, n], &[1, k], 0) } else { dense(&[k, n], Scalar::F32) };
         let out = dense(&[m, n], Scalar::F32);
-        let spec = Matmul {
-            a: &a,
-            b: &b,
-            coding: None,
-            out: &out,
-            contract: 0,
-            accumulate: false,
-            bias: None,
-            activation: None,
-            residual: None,
-        };
+        let parts = vec![Part::new(&b, &out)];
+        let spec = Matmul { a: &a, norm: None, parts, gated: false, contract: 0, accumulate: false };
         let mut random = Random::new(1);
         let x = bits(&random.floats((m * k) as usize));
         let w = bits(&random.floats((k * n) as usize));
@@ -247,7 +455,7 @@ fn rates() {
         {
             let Ok(launch) = spec.launch_as(variant, &gpu.limits()) else { continue };
             let mut writes = [vec![0; (m * n) as usize]];
-            let seconds = gpu.run_timed(&launch, &[&x, &w, &x, &x, &x, &x], &mut writes, 4);
+            let seconds = gpu.run_timed(&launch, &[&x, &w], &mut writes, 4);
             let rate = launch.flops as f64 / seconds / 1e9;
             eprintln!("{m}x{k}x{n} transposed={transposed} {variant:?}: {rate:.2} GFLOP/s");
         }

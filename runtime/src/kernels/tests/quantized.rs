@@ -3,7 +3,7 @@
 use super::super::testing::{Random, bits, close, dense, f32s, gpu, hardware, limits};
 use super::super::{
     Bounds, Coding, ElementOp, Elementwise, Gather, GatherKind, Limits, Matmul, MatmulInteger, MatmulVariant,
-    Operand, Program, Reg, Scalar, View,
+    Operand, Part, Program, Reg, Scalar, View,
 };
 
 /// Integers of a form, and the words in which they lie.
@@ -41,16 +41,16 @@ fn check_coded(variant: MatmulVariant, limits: &Limits, scalar: Scalar, zeros: b
     };
     let (scale_at, zero_at) =
         (turned(blocks, if half { Scalar::F16 } else { Scalar::F32 }), turned(blocks, scalar));
+    let coding = Coding { scale: &scale_at, zero: zeros.then_some(&zero_at), block };
+    let (left, right, to) =
+        (dense(&[batch, m, k], Scalar::F32), turned(k, scalar), dense(&[batch, m, n], Scalar::F32));
     let launch = Matmul {
-        a: &dense(&[batch, m, k], Scalar::F32),
-        b: &turned(k, scalar),
-        coding: Some(Coding { scale: &scale_at, zero: zeros.then_some(&zero_at), block }),
-        out: &dense(&[batch, m, n], Scalar::F32),
+        a: &left,
+        norm: None,
+        parts: vec![Part { coding: Some(coding), ..Part::new(&right, &to) }],
+        gated: false,
         contract: 0,
         accumulate: false,
-        bias: None,
-        activation: None,
-        residual: None,
     }
     .launch_as(variant, limits)
     .unwrap();
@@ -65,8 +65,8 @@ fn check_coded(variant: MatmulVariant, limits: &Limits, scalar: Scalar, zeros: b
         expected.push(sum as f32);
     }
     let a = bits(&a);
-    let zero_words = if zeros { &zero_words } else { &a };
-    let out = gpu.run_one(&launch, &[&a, &b_words, &scale_words, zero_words, &a, &a], expected.len());
+    let reads: [&[u32]; 4] = [&a, &b_words, &scale_words, &zero_words];
+    let out = gpu.run_one(&launch, if zeros { &reads } else { &reads[..3] }, expected.len());
     let largest = scalar.bits() as f32 * 2.0;
     close(&f32s(&out), &expected, 1e-5 * largest.exp2().min(512.0), 1e-5);
 }
@@ -89,19 +89,17 @@ fn products_read_quantised_matrices() {
 fn blocks_must_be_powers_of_two() {
     let (a, b) = (dense(&[2, 12], Scalar::F32), dense(&[12, 4], Scalar::U8));
     let (scale, out) = (dense(&[2, 4], Scalar::F32), dense(&[2, 4], Scalar::F32));
-    let product = Matmul {
+    let coded = |coding| Matmul {
         a: &a,
-        b: &b,
-        coding: Some(Coding { scale: &scale, zero: None, block: 6 }),
-        out: &out,
+        norm: None,
+        parts: vec![Part { coding, ..Part::new(&b, &out) }],
+        gated: false,
         contract: 0,
         accumulate: false,
-        bias: None,
-        activation: None,
-        residual: None,
     };
-    assert!(product.launch(&limits()).unwrap_err().to_string().contains("blocks of 6"));
-    assert!(Matmul { coding: None, ..product }.launch(&limits()).is_err());
+    let coding = Coding { scale: &scale, zero: None, block: 6 };
+    assert!(coded(Some(coding)).launch(&limits()).unwrap_err().to_string().contains("blocks of 6"));
+    assert!(coded(None).launch(&limits()).is_err());
 }
 
 /// `[batch, M, K]` words by packed `[batch, K, N]`, zero points per batch and per column.

@@ -14,7 +14,9 @@ use std::collections::HashMap;
 use snlp_passes::eval::eval_op;
 use snlp_passes::ir::{Binary, Node, NodeId, Op, Reduce, Tensor, Unary, ValueId};
 
+use super::group::Group;
 use super::{Lowering, elementwise};
+use crate::kernels::Activation;
 
 /// A matrix product with what is computed in the same dispatch.
 #[derive(Clone, Debug)]
@@ -26,7 +28,9 @@ pub(super) struct Product {
     /// Added first.
     pub bias: Option<Addend>,
     /// Then applied.
-    pub activation: Option<Unary>,
+    pub activation: Activation,
+    /// Then multiplied with.
+    pub alpha: f32,
     /// Added last.
     pub residual: Option<Addend>,
     /// What is computed in the end.
@@ -34,9 +38,14 @@ pub(super) struct Product {
 }
 
 impl Product {
-    /// Whether nothing but a bias follows the product so far.
+    /// Whether nothing but a bias and a factor follows the product so far.
     fn is_affine(&self) -> bool {
-        self.activation.is_none() && self.residual.is_none()
+        self.activation == Activation::None && self.residual.is_none()
+    }
+
+    /// Whether nothing but a bias does.
+    fn is_biased(&self) -> bool {
+        self.is_affine() && self.alpha == 1.0
     }
 }
 
@@ -75,6 +84,8 @@ pub(super) struct Scaled {
 #[derive(Default)]
 pub(super) struct Chains {
     pub products: HashMap<NodeId, Product>,
+    /// By the first of their products.
+    pub groups: HashMap<NodeId, Group>,
     pub norms: HashMap<NodeId, Scaled>,
     pub programs: HashMap<NodeId, Vec<NodeId>>,
 }
@@ -93,14 +104,22 @@ pub(super) fn is_elementwise(op: &Op) -> bool {
     )
 }
 
-/// Activations of the product's epilogue.
-fn is_epilogue(u: Unary) -> bool {
-    matches!(u, Unary::Relu | Unary::Silu | Unary::GeluErf | Unary::GeluTanh | Unary::Sigmoid | Unary::Tanh)
+/// The product's epilogue for an activation.
+fn epilogue(u: Unary) -> Option<Activation> {
+    Some(match u {
+        Unary::Relu => Activation::Relu,
+        Unary::Silu => Activation::Silu,
+        Unary::GeluErf => Activation::GeluErf,
+        Unary::GeluTanh => Activation::GeluTanh,
+        Unary::Sigmoid => Activation::Sigmoid,
+        Unary::Tanh => Activation::Tanh,
+        _ => return None,
+    })
 }
 
 impl Lowering<'_> {
-    /// Fills `self.chains` and `self.absorbed` from the live nodes in order.
-    pub(super) fn find_chains(&mut self, live: &[NodeId]) {
+    /// Fills `self.chains` and `self.absorbed` from the live nodes in order, with their levels by index.
+    pub(super) fn find_chains(&mut self, live: &[NodeId], levels: &[usize]) {
         for id in live {
             let Some(node) = self.graph.node(*id) else { continue };
             if matches!(node.op, Op::LayerNorm { .. } | Op::RmsNorm { .. }) {
@@ -119,7 +138,8 @@ impl Lowering<'_> {
                 node: *id,
                 contract: vec![],
                 bias: gemm_bias.map(|v| Addend { what: Added::Value(v), like: node.outputs[0] }),
-                activation: None,
+                activation: Activation::None,
+                alpha: 1.0,
                 residual: None,
                 out: node.outputs[0],
             };
@@ -129,6 +149,9 @@ impl Lowering<'_> {
             if let Some(last) = self.graph.producer(product.out) {
                 self.chains.products.insert(last, product);
             }
+        }
+        if self.options.fuse {
+            self.find_groups(live, levels);
         }
         for id in live.iter().rev() {
             if !self.is_taken(*id) && self.is_program_node(*id) {
@@ -148,7 +171,7 @@ impl Lowering<'_> {
     }
 
     /// Whether a node belongs to a product or normalisation already.
-    fn is_taken(&self, id: NodeId) -> bool {
+    pub(super) fn is_taken(&self, id: NodeId) -> bool {
         self.absorbed.contains(&id)
             || self.chains.products.contains_key(&id)
             || self.chains.norms.contains_key(&id)
@@ -270,7 +293,7 @@ impl Lowering<'_> {
                 Op::Binary(Binary::Add) if same_shape && node.input(0) != node.input(1) => {
                     let other = if node.input(0) == Some(at) { node.input(1) } else { node.input(0) };
                     let added = other.map(|v| Addend { what: Added::Value(v), like: out });
-                    if product.bias.is_none() && product.is_affine() {
+                    if product.bias.is_none() && product.is_biased() {
                         product.bias = added;
                     } else if product.residual.is_none() {
                         product.residual = added;
@@ -278,10 +301,24 @@ impl Lowering<'_> {
                         return;
                     }
                 }
-                Op::Unary(u)
-                    if is_epilogue(*u) && product.activation.is_none() && product.residual.is_none() =>
+                Op::Unary(u) if product.is_biased() => match epilogue(*u) {
+                    Some(activation) => product.activation = activation,
+                    None => return,
+                },
+                Op::Binary(Binary::Mul | Binary::Pow)
+                    if product.activation == Activation::Relu
+                        && product.residual.is_none()
+                        && product.alpha == 1.0
+                        && self.is_square(node, at) =>
                 {
-                    product.activation = Some(*u);
+                    product.activation = Activation::SquaredRelu;
+                }
+                Op::Binary(Binary::Mul) if same_shape && product.residual.is_none() => {
+                    let other = if node.input(0) == Some(at) { node.input(1) } else { node.input(0) };
+                    match other.and_then(|v| self.statics.get(v)).filter(|t| t.len() == 1) {
+                        Some(factor) => product.alpha *= factor.to_f32().first().copied().unwrap_or(1.0),
+                        None => return,
+                    }
                 }
                 _ => return,
             }
@@ -290,6 +327,17 @@ impl Lowering<'_> {
             at = out;
             product.out = out;
         }
+    }
+
+    /// Whether a node squares a value.
+    fn is_square(&mut self, node: &Node, v: ValueId) -> bool {
+        let two = |t: Tensor| t.len() == 1 && t.to_f32() == [2.0];
+        node.input(0) == Some(v)
+            && match (&node.op, node.input(1)) {
+                (Op::Binary(Binary::Mul), other) => other == Some(v),
+                (_, Some(power)) => self.statics.get(power).is_some_and(two),
+                _ => false,
+            }
     }
 
     fn is_program_node(&self, id: NodeId) -> bool {

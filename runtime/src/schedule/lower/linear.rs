@@ -1,28 +1,41 @@
 //! Matrix products with their epilogues, split where an operand is larger than a binding may be.
 
-use snlp_passes::ir::{Node, NodeId, Op, Unary, ValueId};
+use snlp_passes::ir::{Node, NodeId, Op, ValueId};
 
 use super::chain::{Added, Addend, Product};
 use super::coded::Code;
-use super::{Done, Failure, Located, Lowering, unsupported};
-use crate::kernels::{Coding, ElementOp, Matmul, Program, Reg, View};
+use super::{Bound, Done, Failure, Located, Lowering, unsupported};
+use crate::kernels::{
+    Activation, Coding, ElementOp, Matmul, NormKind, Operand, Part, Program, Reg, RowNorm, View,
+};
 use crate::schedule::constants::scalar_bytes;
 use crate::schedule::views;
 
 /// A product over views of one rank: `a [batch.., contracted.., M, K]`, `b [.., K, N]`, and the rest of
 /// the result's shape.
 #[derive(Clone)]
-struct Operands {
+pub(super) struct Operands {
     a: Located,
     b: Located,
     /// What the integers of `b` stand for, where it is quantised.
     code: Option<Code>,
     out: Located,
     bias: Option<Located>,
+    activation: Activation,
+    alpha: f32,
     residual: Option<Located>,
     contract: usize,
     accumulate: bool,
-    activation: Option<ElementOp>,
+    /// The result as its readers see it.
+    pub made: Located,
+}
+
+/// A norm of a product's rows.
+pub(super) struct Norm {
+    pub kind: NormKind,
+    pub epsilon: f32,
+    pub scale: Option<Located>,
+    pub bias: Option<Located>,
 }
 
 fn view(at: &Located, view: Option<View>) -> Done<Located> {
@@ -48,33 +61,46 @@ impl Lowering<'_> {
         let [Some(a), Some(b)] = [node.input(0), node.input(1)] else {
             return unsupported("an operand is missing");
         };
-        let (a, b, code) = self.factors(&name, node, a, b)?;
-        let mut out = self.result(product.out)?;
-        let operands = match self.arrange_product(&name, &product, &a, (&b, &code), &out) {
-            Ok(operands) => operands,
-            // The layout that the reader would like does not suit the product.
-            Err(Failure::Unsupported(_)) if !out.view.is_dense() => {
-                out = self.fresh(&out.view.shape.clone(), out.scalar);
-                self.arrange_product(&name, &product, &a, (&b, &code), &out)?
-            }
-            Err(failure) => return Err(failure),
-        };
+        let a = self.located(a)?;
+        let a = self.as_words(&name, a)?;
+        let (a, b, code) = self.factors(node, a, b)?;
+        let operands = self.arranged(&name, &product, (&a, &b, &code), product.out, None)?;
         self.multiply(&name, &operands)?;
-        self.set(product.out, out);
+        self.set(product.out, operands.made);
         Ok(())
+    }
+
+    /// A product's operands as the kernel needs them. Its result is that of `out`, in `made` where it is shared.
+    pub(super) fn arranged(
+        &mut self,
+        name: &str,
+        product: &Product,
+        factors: (&Located, &Located, &Option<Code>),
+        out: ValueId,
+        made: Option<Located>,
+    ) -> Done<Operands> {
+        let made = match made {
+            Some(made) => made,
+            None => self.result(out)?,
+        };
+        match self.arrange_product(name, product, factors, &made) {
+            // The layout that the reader would like does not suit the product.
+            Err(Failure::Unsupported(_)) if !made.view.is_dense() => {
+                let made = self.fresh(&made.view.shape.clone(), made.scalar);
+                self.arrange_product(name, product, factors, &made)
+            }
+            done => done,
+        }
     }
 
     /// Both factors with rank at least 2, transposed as a Gemm asks; the right one as integers with their
     /// coding where it is quantised.
-    fn factors(
+    pub(super) fn factors(
         &mut self,
-        name: &str,
         node: &Node,
-        a: ValueId,
+        mut a: Located,
         b: ValueId,
     ) -> Done<(Located, Located, Option<Code>)> {
-        let a = self.located(a)?;
-        let mut a = self.as_words(name, a)?;
         let transposed = matches!(node.op, Op::Gemm { trans_b: true, .. });
         let coded = self.coded.get(&b).and_then(|coded| coded.for_product(transposed));
         let (mut b, code) = match coded {
@@ -101,9 +127,8 @@ impl Lowering<'_> {
         &mut self,
         name: &str,
         product: &Product,
-        a: &Located,
-        (b, code): (&Located, &Option<Code>),
-        out: &Located,
+        (a, b, code): (&Located, &Located, &Option<Code>),
+        made: &Located,
     ) -> Done<Operands> {
         let rank = a.view.shape.len().max(b.view.shape.len());
         let pad = |at: &Located| {
@@ -127,10 +152,6 @@ impl Lowering<'_> {
         shape.resize(kept.len() + product.contract.len(), 1);
         shape.extend([a.view.shape[rank - 2], b.view.shape[rank - 1]]);
         let to_out = |at: &Located| view(at, views::reshape(&at.view, &shape));
-        let activation = match product.activation {
-            None => None,
-            Some(u) => Some(epilogue(u)?),
-        };
         let mut added = vec![];
         for addend in [&product.bias, &product.residual] {
             let Some(Addend { what, like }) = addend else {
@@ -154,17 +175,19 @@ impl Lowering<'_> {
         }
         let residual = added.pop().flatten();
         let bias = added.pop().flatten();
-        let out = to_out(out)?;
+        let out = to_out(made)?;
         Ok(Operands {
             a,
             b,
             code,
             out,
             bias,
+            activation: product.activation,
+            alpha: product.alpha,
             residual,
             contract: product.contract.len(),
             accumulate: false,
-            activation,
+            made: made.clone(),
         })
     }
 
@@ -177,30 +200,73 @@ impl Lowering<'_> {
             self.multiply(name, &first)?;
             return self.multiply(name, &second);
         }
-        let (a, b, out) = (self.bind(&o.a)?, self.bind(&o.b)?, self.bind(&o.out)?);
-        let scale = o.code.as_ref().map(|c| self.bind(&c.scale)).transpose()?;
-        let zero = o.code.as_ref().and_then(|c| c.zero.as_ref()).map(|z| self.bind(z)).transpose()?;
-        let bias = o.bias.as_ref().map(|x| self.bind(x)).transpose()?;
-        let residual = o.residual.as_ref().map(|x| self.bind(x)).transpose()?;
+        self.multiply_parts(name, None, std::slice::from_ref(o), false)
+    }
+
+    /// Emits products of one left operand in one dispatch; of gated ones the first has the result.
+    pub(super) fn multiply_parts(
+        &mut self,
+        name: &str,
+        norm: Option<&Norm>,
+        parts: &[Operands],
+        gated: bool,
+    ) -> Done {
+        let Some(first) = parts.first() else { return Ok(()) };
+        if first.out.view.is_empty() {
+            return Ok(());
+        }
+        let maybe = |at: Option<&Located>| at.map(|at| self.bind(at)).transpose();
+        let a = self.bind(&first.a)?;
+        let scale = maybe(norm.and_then(|n| n.scale.as_ref()))?;
+        let bias = maybe(norm.and_then(|n| n.bias.as_ref()))?;
+        // Of each part, in the kernel's order.
+        let mut bound = vec![];
+        for o in parts {
+            let code = o.code.as_ref();
+            let read = [
+                Some(self.bind(&o.b)?),
+                maybe(code.map(|c| &c.scale))?,
+                maybe(code.and_then(|c| c.zero.as_ref()))?,
+                maybe(o.bias.as_ref())?,
+                maybe(o.residual.as_ref())?,
+            ];
+            bound.push((read, self.bind(&o.out)?));
+        }
+        let operand = |bound: &'_ Option<Bound>| bound.as_ref().map(|b| b.operand.clone());
+        let operands: Vec<[Option<Operand>; 5]> =
+            bound.iter().map(|(read, _)| std::array::from_fn(|i| operand(&read[i]))).collect();
+        let mut described = vec![];
+        for ((o, [b, scale, zero, bias, residual]), (_, out)) in parts.iter().zip(&operands).zip(&bound) {
+            let Some(b) = b else { continue };
+            let block = o.code.as_ref().map_or(1, |c| c.block);
+            described.push(Part {
+                coding: scale.as_ref().map(|scale| Coding { scale, zero: zero.as_ref(), block }),
+                bias: bias.as_ref(),
+                activation: o.activation,
+                alpha: o.alpha,
+                residual: residual.as_ref(),
+                ..Part::new(b, &out.operand)
+            });
+        }
         let launch = Matmul {
             a: &a.operand,
-            b: &b.operand,
-            coding: scale.as_ref().map(|scale| Coding {
-                scale: &scale.operand,
-                zero: zero.as_ref().map(|z| &z.operand),
-                block: o.code.as_ref().map_or(1, |c| c.block),
+            norm: norm.map(|n| RowNorm {
+                kind: n.kind,
+                epsilon: n.epsilon,
+                scale: scale.as_ref().map(|x| &x.operand),
+                bias: bias.as_ref().map(|x| &x.operand),
             }),
-            out: &out.operand,
-            contract: o.contract,
-            accumulate: o.accumulate,
-            bias: bias.as_ref().map(|x| &x.operand),
-            activation: o.activation,
-            residual: residual.as_ref().map(|x| &x.operand),
+            parts: described,
+            gated,
+            contract: first.contract,
+            accumulate: first.accumulate,
         }
         .launch(self.limits)?;
-        let [scale, zero, bias, residual] =
-            [&scale, &zero, &bias, &residual].map(|x| x.as_ref().unwrap_or(&a));
-        self.emit(name, launch, &[&a, &b, scale, zero, bias, residual, &out])
+        let mut all = vec![&a];
+        all.extend([&scale, &bias].into_iter().flatten());
+        all.extend(bound.iter().flat_map(|(read, _)| read.iter().flatten()));
+        all.extend(bound.iter().take(if gated { 1 } else { parts.len() }).map(|(_, out)| out));
+        self.emit(name, launch, &all)
     }
 
     /// Whether the range that a view touches exceeds one binding.
@@ -234,7 +300,7 @@ impl Lowering<'_> {
         };
         let size = if axis == k { o.a.view.shape[rank - 1] } else { o.out.view.shape[axis] };
         // Partial sums must not pass through the activation.
-        if axis == k && o.activation.is_some() {
+        if axis == k && o.activation != Activation::None {
             return unsupported("an operand is larger than a binding and its product has an activation");
         }
         if size < 2 {
@@ -274,7 +340,7 @@ impl Lowering<'_> {
         };
         let (mut first, mut second) = (part(0, middle)?, part(middle, size - middle)?);
         if axis == k {
-            (first.bias, first.residual, first.activation) = (None, None, None);
+            (first.bias, first.residual) = (None, None);
             second.accumulate = true;
         }
         Ok(Some((first, second)))
@@ -288,7 +354,9 @@ impl Lowering<'_> {
         let [Some(a), Some(b)] = [node.input(0), node.input(1)] else {
             return unsupported("an operand is missing");
         };
-        let (a, b, code) = self.factors(name, node, a, b)?;
+        let a = self.located(a)?;
+        let a = self.as_words(name, a)?;
+        let (a, b, code) = self.factors(node, a, b)?;
         let out = self.result(node.outputs[0])?;
         let raw = self.fresh(&out.view.shape.clone(), out.scalar);
         self.multiply(
@@ -299,10 +367,12 @@ impl Lowering<'_> {
                 code,
                 out: raw.clone(),
                 bias: None,
+                activation: Activation::None,
+                alpha: 1.0,
                 residual: None,
                 contract: 0,
                 accumulate: false,
-                activation: None,
+                made: raw.clone(),
             },
         )?;
         let mut inputs = vec![raw];
@@ -320,16 +390,4 @@ impl Lowering<'_> {
         self.set(node.outputs[0], out);
         Ok(())
     }
-}
-
-fn epilogue(u: Unary) -> Done<ElementOp> {
-    Ok(match u {
-        Unary::Relu => ElementOp::Relu,
-        Unary::Silu => ElementOp::Silu,
-        Unary::GeluErf => ElementOp::GeluErf,
-        Unary::GeluTanh => ElementOp::GeluTanh,
-        Unary::Sigmoid => ElementOp::Sigmoid,
-        Unary::Tanh => ElementOp::Tanh,
-        other => return unsupported(format!("{other:?} after a product")),
-    })
 }

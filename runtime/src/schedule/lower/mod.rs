@@ -8,6 +8,7 @@ mod attention;
 mod chain;
 mod coded;
 mod elementwise;
+mod group;
 mod linear;
 mod reshape;
 mod rows;
@@ -119,8 +120,11 @@ pub(super) fn lower(graph: &Graph, limits: &Limits, options: &Options) -> Result
         unsupported: vec![],
     };
     l.inputs()?;
-    let live: Vec<NodeId> = order.into_iter().filter(|n| l.placement.live[n.index()]).collect();
-    l.find_chains(&live);
+    // By level, so that what a group reads comes before it wherever the graph allows that.
+    let levels = group::levels(graph, &order);
+    let mut live: Vec<NodeId> = order.into_iter().filter(|n| l.placement.live[n.index()]).collect();
+    live.sort_by_key(|n| levels[n.index()]);
+    l.find_chains(&live, &levels);
     for id in live {
         l.visit(id)?;
     }
@@ -162,6 +166,8 @@ impl<'g> Lowering<'g> {
         let Some(node) = self.graph.node(id) else { return Ok(()) };
         let done = if self.placement.host[id.index()] {
             self.on_host(node)
+        } else if let Some(group) = self.chains.groups.get(&id).cloned() {
+            self.group(&group)
         } else if self.absorbed.contains(&id) {
             Ok(())
         } else {
