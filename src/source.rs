@@ -291,7 +291,7 @@ impl Source {
         if let Some(read) = self.predictions.get() {
             return Ok(read);
         }
-        let read = preheat::required(&self.path, &self.model.info.sha256)?;
+        let read = preheat::required(&self.path, self.model.info.fingerprint.sha256())?;
         Ok(self.predictions.get_or_init(|| read))
     }
 

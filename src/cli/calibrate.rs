@@ -85,7 +85,7 @@ impl Calibrate {
             ));
         }
         let fitted = statistics.fit(self.rank as usize).map_err(|e| e.about(&source.path))?;
-        let bytes = preheat::encode(&fitted, &source.model.info.sha256, statistics.tokens())?;
+        let bytes = preheat::encode(&fitted, source.model.info.fingerprint.sha256(), statistics.tokens())?;
         write_atomic(&path, |out| out.write_all(&bytes))?;
         if self.json {
             return ui::print_json(&json!({

@@ -161,7 +161,7 @@ impl Convert {
         };
         set(metadata::PLAN, plan.to_string());
         set(metadata::VERSION, env!("CARGO_PKG_VERSION").into());
-        set(metadata::SOURCE, source.model.info.sha256.clone());
+        set(metadata::SOURCE, source.model.info.fingerprint.sha256().to_string());
         if let Some(chain) = chain
             && let Ok(text) = serde_json::to_string(&(chain, original))
         {

@@ -58,7 +58,7 @@ impl Tapped {
             return Err(Error::new(Kind::Internal, "the chain is another one when its states are read"));
         }
         // Where there are none, plans that start from them have no states to compare.
-        let beside = preheat::beside(&source.path, &source.model.info.sha256);
+        let beside = preheat::beside(&source.path, source.model.info.fingerprint.sha256());
         let predictions = beside.ok().flatten().unwrap_or_default();
         Ok(Tapped { graph, chain, predictions })
     }

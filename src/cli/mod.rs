@@ -114,7 +114,7 @@ fn read_model(path: &Path, ui: &Ui) -> Result<Source, Error> {
 
 /// Says what there is to notice about a plan from a file.
 fn check_plan(source: &Source, plan: &GivenPlan, ui: &Ui) -> Result<(), Error> {
-    plan.check(&source.model.info.sha256)?.iter().for_each(|text| ui.notice(text));
+    plan.check(source.model.info.fingerprint.sha256())?.iter().for_each(|text| ui.notice(text));
     Ok(())
 }
 

@@ -24,7 +24,10 @@ mod testing;
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use snlp_passes::ir::{Graph, NodeId};
 
 pub use error::{ErrorKind, OnnxError};
@@ -44,6 +47,31 @@ pub struct Model {
     pub graph: Graph,
     /// Everything else in the file.
     pub info: ModelInfo,
+}
+
+/// The SHA-256 of a model file, computed when it is first asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Fingerprint {
+    data: Bytes,
+    hex: Arc<OnceLock<String>>,
+}
+
+impl Fingerprint {
+    fn new(data: Bytes) -> Self {
+        Fingerprint { data, hex: Arc::default() }
+    }
+
+    /// In hexadecimal; empty for a model that came from no file.
+    pub fn sha256(&self) -> &str {
+        self.hex.get_or_init(|| {
+            if self.data.is_empty() {
+                return String::new();
+            }
+            let mut digest = Sha256::new();
+            mapping::read_through(&self.data, |chunk| digest.update(chunk));
+            digest.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        })
+    }
 }
 
 /// What a model file says besides its graph.
@@ -71,8 +99,8 @@ pub struct ModelInfo {
     pub graph_doc_string: String,
     /// Free key-value pairs, in file order.
     pub metadata: Vec<(String, String)>,
-    /// SHA-256 of the model file (without external data), in hexadecimal.
-    pub sha256: String,
+    /// Tells the model file (without external data) from others.
+    pub fingerprint: Fingerprint,
     /// Nodes of [`Model::graph`] that are carried through although their operator is known, and why.
     pub declined: BTreeMap<NodeId, String>,
     /// The graph outputs as the file declares them.

@@ -129,7 +129,7 @@ impl Report {
                 "opsets": info.opsets.iter().map(|(d, v)| (domain(d), json!(v))).collect::<serde_json::Map<_, _>>(),
                 "parameters": self.source.parameters(),
                 "bytes": self.source.bytes(),
-                "sha256": info.sha256,
+                "sha256": info.fingerprint.sha256(),
                 "nodes": graph.node_count(),
                 "inputs": inputs,
                 "outputs": outputs,

@@ -243,7 +243,7 @@ impl Outcome<'_> {
             plan: self.name(self.chosen),
             model: Some(plan_file::Model {
                 file: file.into_owned(),
-                sha256: source.model.info.sha256.clone(),
+                sha256: source.model.info.fingerprint.sha256().to_string(),
                 layers: self.search.found[0].plan.layers,
             }),
             search: Some(plan_file::Search {

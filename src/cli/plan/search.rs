@@ -103,7 +103,7 @@ impl<'a> Search<'a> {
     ) -> Result<Self, Error> {
         let source = evaluation.source;
         let mut inits = vec![Init::H0, Init::BatchForward];
-        match preheat::beside(&source.path, &source.model.info.sha256) {
+        match preheat::beside(&source.path, source.model.info.fingerprint.sha256()) {
             Ok(None) => {}
             Ok(Some(_)) => inits.push(Init::Preheat),
             // Plans need not start from it.

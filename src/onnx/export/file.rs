@@ -18,6 +18,7 @@ use super::Exported;
 use crate::files::{folder_of, stage};
 use crate::onnx::data_file;
 use crate::onnx::error::OnnxError;
+use crate::onnx::mapping::write_bytes;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::tensor::{external, header};
 
@@ -149,7 +150,7 @@ pub(crate) fn write(exported: &Exported, path: &Path, external_data: bool) -> Re
     }
     let bytes = rope.len + data.as_ref().map_or(0, |f| f.len);
     let data = data.map(|file| write_data(&file, &data_path)).transpose()?;
-    let model = write_pieces(path, |out| rope.pieces.iter().try_for_each(|p| out.write_all(p)))?;
+    let model = write_pieces(path, |out| rope.pieces.iter().try_for_each(|p| out.put(p)))?;
     let written = Written { path: path.to_owned(), data: data.as_ref().map(|_| data_path.clone()), bytes };
     replace(model, path, data.map(|file| (file, data_path)))?;
     Ok(written)
@@ -163,17 +164,40 @@ fn cannot_write(path: &Path, e: std::io::Error) -> OnnxError {
     })
 }
 
-/// A new file that will be `path`, complete and on the disk.
+/// A file that is being filled.
+struct Out<'f> {
+    file: &'f File,
+    /// Short pieces that wait.
+    buffer: BufWriter<&'f File>,
+}
+
+impl Out<'_> {
+    fn put(&mut self, piece: &Bytes) -> std::io::Result<()> {
+        if piece.len() < SHORT {
+            return self.buffer.write_all(piece);
+        }
+        self.buffer.flush()?;
+        write_bytes(piece, self.file)
+    }
+}
+
+/// Pieces below this length are gathered.
+const SHORT: usize = 64 << 10;
+
+/// A new file that will be `path`, complete. Where it will replace another, it is on the disk, so that a loss of power
+/// leaves one of them.
 fn write_pieces(
     path: &Path,
-    fill: impl FnOnce(&mut BufWriter<&File>) -> std::io::Result<()>,
+    fill: impl FnOnce(&mut Out<'_>) -> std::io::Result<()>,
 ) -> Result<NamedTempFile, OnnxError> {
     let io = |e| cannot_write(path, e);
     let file = stage(path).map_err(io)?;
-    let mut out = BufWriter::with_capacity(1 << 20, file.as_file());
-    fill(&mut out).and_then(|()| out.flush()).map_err(io)?;
+    let mut out = Out { file: file.as_file(), buffer: BufWriter::with_capacity(1 << 20, file.as_file()) };
+    fill(&mut out).and_then(|()| out.buffer.flush()).map_err(io)?;
     drop(out);
-    file.as_file().sync_all().map_err(io)?;
+    if path.exists() {
+        file.as_file().sync_all().map_err(io)?;
+    }
     Ok(file)
 }
 
@@ -182,9 +206,9 @@ fn write_data(data: &DataFile, path: &Path) -> Result<NamedTempFile, OnnxError> 
         let mut at = 0u64;
         for (offset, tensor) in &data.tensors {
             for _ in at..*offset {
-                out.write_all(&[0])?;
+                out.buffer.write_all(&[0])?;
             }
-            tensor.parts().iter().try_for_each(|p| out.write_all(p))?;
+            tensor.parts().iter().try_for_each(|p| out.put(p))?;
             at = offset + tensor.byte_len() as u64;
         }
         Ok(())

@@ -35,7 +35,7 @@ use super::error::OnnxError;
 use super::external::ExternalFiles;
 use super::proto::{FunctionProto, GraphProto, ModelProto, NodeProto};
 use super::tensor;
-use super::{Model, ModelInfo, OPSETS};
+use super::{Fingerprint, Model, ModelInfo, OPSETS};
 
 /// More nodes than any model has, even with all its functions inlined.
 const MAX_NODES: usize = if cfg!(test) { 10_000 } else { 1_000_000 };
@@ -48,7 +48,7 @@ pub(crate) fn knows(domain_name: &str, op_type: &str) -> bool {
 
 /// Reads a model from the bytes of its file; external data lies beside `path`.
 pub(super) fn read(data: Bytes, path: &Path) -> Result<Model, OnnxError> {
-    let sha256 = sha256(&data);
+    let fingerprint = Fingerprint::new(data.clone());
     let proto = decode(data)?;
     let graph = proto.graph.as_ref().ok_or_else(|| {
         OnnxError::invalid("holds no graph").remedy("it is not an ONNX model, or it is truncated")
@@ -77,17 +77,12 @@ pub(super) fn read(data: Bytes, path: &Path) -> Result<Model, OnnxError> {
         doc_string: proto.doc_string().into(),
         graph_doc_string: graph.doc_string().into(),
         metadata: proto.metadata_props.iter().map(|e| (e.key().into(), e.value().into())).collect(),
-        sha256,
+        fingerprint,
         declined: importer.declined,
         functions,
         outputs: graph.output.clone(),
     };
     Ok(Model { graph: importer.graph, info })
-}
-
-fn sha256(data: &[u8]) -> String {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(data).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn decode(data: Bytes) -> Result<ModelProto, OnnxError> {
