@@ -4,7 +4,7 @@
 //! wait. An error anywhere is an error of the run; no data is returned after one.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use snlp_passes::eval::eval_op;
 use snlp_passes::ir::{DType, Tensor};
@@ -30,6 +30,9 @@ pub(crate) struct Prepared {
     states: Vec<wgpu::Buffer>,
     staging: wgpu::Buffer,
     staging_bytes: u64,
+    /// The commands of the next forward: recorded while the device works on the one before, since a forward's commands
+    /// never change and can be submitted once.
+    next: Mutex<Option<wgpu::CommandBuffer>>,
 }
 
 pub(crate) struct Dispatch {
@@ -87,6 +90,7 @@ impl Prepared {
             states: states.to_vec(),
             staging,
             staging_bytes,
+            next: Mutex::default(),
         };
         gpu.guarded("uploading parameters", || {
             gpu.queue().write_buffer(&params, 0, bytemuck::cast_slice(&prepared.plan.params));
@@ -248,22 +252,32 @@ impl Prepared {
         self.gpu.guarded("uploading inputs", || self.gpu.queue().write_buffer(buffer, at, data))
     }
 
-    /// Encodes and submits one forward, with the copies of the outputs when they are wanted.
+    /// Submits one forward, with the copies of the outputs when they are wanted, and records the next.
     pub(crate) fn submit(&self, outputs: bool) -> Result<(), RuntimeError> {
         let gpu = &self.gpu;
         gpu.guarded("running the model", || {
-            let mut encoder = gpu.device().create_command_encoder(&Default::default());
-            for level in &self.plan.levels {
-                let mut pass = encoder.begin_compute_pass(&Default::default());
-                for dispatch in self.dispatches.get(level.clone()).unwrap_or_default() {
-                    dispatch.encode(&mut pass);
-                }
-            }
-            if outputs {
+            let recorded = lock(&self.next).take();
+            let forward = recorded.unwrap_or_else(|| self.record());
+            let copies = outputs.then(|| {
+                let mut encoder = gpu.device().create_command_encoder(&Default::default());
                 self.copy_outputs(&mut encoder);
-            }
-            gpu.queue().submit([encoder.finish()]);
+                encoder.finish()
+            });
+            gpu.queue().submit(std::iter::once(forward).chain(copies));
+            *lock(&self.next) = Some(self.record());
         })
+    }
+
+    /// The commands of a forward.
+    fn record(&self) -> wgpu::CommandBuffer {
+        let mut encoder = self.gpu.device().create_command_encoder(&Default::default());
+        for level in &self.plan.levels {
+            let mut pass = encoder.begin_compute_pass(&Default::default());
+            for dispatch in self.dispatches.get(level.clone()).unwrap_or_default() {
+                dispatch.encode(&mut pass);
+            }
+        }
+        encoder.finish()
     }
 
     fn copy_outputs(&self, encoder: &mut wgpu::CommandEncoder) {

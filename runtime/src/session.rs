@@ -160,6 +160,30 @@ impl Session {
         })
     }
 
+    /// How long the host takes to record and submit a forward, the median of several.
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn host_time(&self, inputs: &[(String, Tensor)]) -> Result<Duration, RuntimeError> {
+        let ordered = self.check(inputs)?;
+        let bindings = self.bindings(inputs)?;
+        self.with_stages(&bindings, |stages| {
+            let (prepared, ordered) = self.last(stages, ordered)?;
+            prepared.feed(&ordered)?;
+            let mut times = vec![];
+            for _ in 0..5 {
+                self.gpu.wait()?;
+                let start = Instant::now();
+                // One is submitted and one recorded.
+                prepared.submit(false)?;
+                times.push(start.elapsed());
+            }
+            self.gpu.wait()?;
+            times.sort();
+            Ok(times[times.len() / 2])
+        })
+    }
+
     /// The time of each dispatch of one forward.
     ///
     /// # Errors

@@ -93,6 +93,8 @@ struct Row {
     stats: Option<Stats>,
     /// Milliseconds in which the device could do the same.
     roofline: Option<f64>,
+    /// Milliseconds that the host takes to record and submit it.
+    host: Option<f64>,
 }
 
 impl Bench {
@@ -277,12 +279,18 @@ fn row(way: &Way, runner: &Runner, mut times: Vec<Duration>, profile: &Profile) 
         Runner::Cpu(_) => None,
     };
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
+    let host = match runner {
+        Runner::Gpu(session) => session.host_time(&way.inputs).ok().map(ms),
+        #[cfg(feature = "cpu")]
+        Runner::Cpu(_) => None,
+    };
     let limit = Profile { dispatch: 0.0, ..*profile };
     Ok(Row {
         plan: way.plan.clone(),
         min: times.first().copied().map_or(f64::NAN, ms),
         median: measure::median(times),
         steps,
+        host,
         roofline: schedule.as_ref().map(|s| s.cost(&limit) * 1e3),
         stats: schedule.map(|s| s.stats()),
     })
@@ -362,6 +370,7 @@ fn document(backend: &Backend, bench: &Bench, rows: &[Row], profile: &Profile) -
                 "ms_median": r.median,
                 "ms_min": r.min,
                 "ms_device": r.device(),
+                "ms_host": r.host,
                 "speedup": first / r.median,
                 "dispatches": r.stats.as_ref().map(|s| s.dispatches),
                 "levels": r.stats.as_ref().map(|s| s.levels),
@@ -388,8 +397,9 @@ fn document(backend: &Backend, bench: &Bench, rows: &[Row], profile: &Profile) -
 }
 
 fn report(backend: &Backend, bench: &Bench, rows: &[Row], profile: &Profile) -> String {
-    let heading = ["plan", "ms", "min", "on device", "speed-up", "dispatches", "MB", "MFLOP", "roofline"];
-    let mut table = Table::new(&heading).right(&[1, 2, 3, 4, 5, 6, 7, 8]);
+    let heading =
+        ["plan", "ms", "min", "on device", "on host", "speed-up", "dispatches", "MB", "MFLOP", "roofline"];
+    let mut table = Table::new(&heading).right(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
     let first = rows.first().map_or(f64::NAN, |r| r.median);
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
     for r in rows {
@@ -399,6 +409,7 @@ fn report(backend: &Backend, bench: &Bench, rows: &[Row], profile: &Profile) -> 
             format!("{:.3}", r.median),
             format!("{:.3}", r.min),
             or_dash(r.device().map(|ms| format!("{ms:.3}"))),
+            or_dash(r.host.map(|ms| format!("{ms:.3}"))),
             format!("{:.2}x", first / r.median),
             or_dash(stats.map(|s| s.dispatches.to_string())),
             or_dash(stats.map(|s| format!("{:.1}", s.bytes as f64 / 1e6))),
