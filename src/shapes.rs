@@ -3,10 +3,12 @@
 //! ```text
 //!   d12-w256-h4-v32768          12 layers of width 256, 4 heads, 32768 tokens, in nanochat's style
 //!   d32-w640-llama              heads of 64 features, Llama's style
+//!   d16-w2048-h32-g8-f8192-v128256-llama    four heads share keys and values, 8192 features in the MLP
 //! ```
 //!
-//! Both are pre-norm decoders with rotary positions. nanochat: norms without weights, normalised queries and keys,
-//! a squared ReLU over 4 times the width. Llama: norms with weights, SwiGLU over 8/3 of the width.
+//! All are pre-norm decoders. nanochat: rotary positions, norms without weights, normalised queries and keys, a squared
+//! ReLU over 4 times the width. Llama: rotary positions, norms with weights, SwiGLU over 8/3 of the width. GPT-2: a table
+//! of positions, layer norms, one product for queries, keys and values, biases, GELU over 4 times the width.
 
 use std::str::FromStr;
 
@@ -27,6 +29,8 @@ pub enum Style {
     Nanochat,
     /// Norms with weights, SwiGLU.
     Llama,
+    /// Layer norms, biases, GELU.
+    Gpt2,
 }
 
 /// Sizes of a model.
@@ -38,6 +42,10 @@ pub struct Shape {
     pub width: usize,
     /// Heads; each has `width / heads` features, an even number.
     pub heads: usize,
+    /// Heads of keys and values, a divisor of `heads`.
+    pub key_heads: usize,
+    /// Features of the MLP.
+    pub inner: usize,
     /// Tokens.
     pub vocabulary: usize,
     /// How a layer is made.
@@ -51,7 +59,8 @@ impl FromStr for Shape {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut shape = Shape { layers: 0, width: 0, heads: 0, vocabulary: 32_768, style: Style::Nanochat };
+        let (style, vocabulary) = (Style::Nanochat, 32_768);
+        let mut shape = Shape { layers: 0, width: 0, heads: 0, key_heads: 0, inner: 0, vocabulary, style };
         for part in text.split('-') {
             let number = |digits: &str| match digits.parse::<usize>() {
                 Ok(n) if (1..=MOST).contains(&n) => Ok(n),
@@ -60,15 +69,19 @@ impl FromStr for Shape {
             match part {
                 "nanochat" => shape.style = Style::Nanochat,
                 "llama" => shape.style = Style::Llama,
+                "gpt2" => shape.style = Style::Gpt2,
                 _ => match part.split_at_checked(1) {
                     Some(("d", n)) => shape.layers = number(n)?,
                     Some(("w", n)) => shape.width = number(n)?,
                     Some(("h", n)) => shape.heads = number(n)?,
+                    Some(("g", n)) => shape.key_heads = number(n)?,
+                    Some(("f", n)) => shape.inner = number(n)?,
                     Some(("v", n)) => shape.vocabulary = number(n)?,
                     _ => {
                         return Err(format!(
                             "'{part}' is no part of a shape; write layers, width, heads and vocabulary as \
-                             d12-w256-h4-v32768, and -llama for that style"
+                             d12-w256-h4-v32768, -g2 for heads of keys, -f1024 for features of the MLP, and -llama or \
+                             -gpt2 for that style"
                         ));
                     }
                 },
@@ -85,6 +98,22 @@ impl FromStr for Shape {
                 "{} features cannot be divided into {} heads of an even number",
                 shape.width, shape.heads
             ));
+        }
+        if shape.key_heads == 0 {
+            shape.key_heads = shape.heads;
+        }
+        if !shape.heads.is_multiple_of(shape.key_heads) {
+            return Err(format!("{} heads cannot share {} of keys and values", shape.heads, shape.key_heads));
+        }
+        if shape.style == Style::Gpt2 && shape.key_heads != shape.heads {
+            return Err("heads of GPT-2 have keys and values of their own; leave -g away".into());
+        }
+        if shape.inner == 0 {
+            shape.inner = match shape.style {
+                Style::Nanochat | Style::Gpt2 => 4 * shape.width,
+                // Rounded up to 64, as usual.
+                Style::Llama => (8 * shape.width / 3).next_multiple_of(64),
+            };
         }
         Ok(shape)
     }
@@ -127,7 +156,15 @@ impl Build {
         let ids = self.graph.add_input("input_ids", Type::new(DType::I64, vec![batch, sequence.clone()]));
         let table = self.weight("embedding", &[vocabulary, width], 1.0)?;
         let mut x = self.graph.add_named("embedding", Op::Gather { axis: 0 }, &[table, ids])?;
-        let tables = self.rotary(width / heads, &sequence)?;
+        let tables = match self.shape.style {
+            Style::Gpt2 => {
+                let positions = self.weight("positions", &[POSITIONS, width], 0.1)?;
+                let positions = self.cut(positions, &sequence)?;
+                x = self.sum("embedding_sum", x, positions)?;
+                None
+            }
+            _ => Some(self.rotary(width / heads, &sequence)?),
+        };
         for layer in 0..layers {
             x = self.layer(layer, x, tables)?;
         }
@@ -137,8 +174,8 @@ impl Build {
         Ok(())
     }
 
-    fn layer(&mut self, layer: usize, x: ValueId, tables: [ValueId; 2]) -> Made {
-        let Shape { width, style, .. } = self.shape;
+    fn layer(&mut self, layer: usize, x: ValueId, tables: Option<[ValueId; 2]>) -> Made {
+        let Shape { width, style, inner, .. } = self.shape;
         let name = |part: &str| format!("layers.{layer}/{part}");
         let normed = self.norm(&name("attention_norm"), x)?;
         let attended = self.attention(&name("attention"), normed, tables)?;
@@ -146,34 +183,50 @@ impl Build {
         let normed = self.norm(&name("mlp_norm"), x)?;
         let inner = match style {
             Style::Nanochat => {
-                let up = self.product(&name("mlp/up"), normed, 4 * width)?;
+                let up = self.product(&name("mlp/up"), normed, inner)?;
                 let relu = self.graph.add_named(&name("mlp/relu"), Op::Unary(Unary::Relu), &[up])?;
                 self.graph.add_named(&name("mlp/square"), Op::Binary(Binary::Mul), &[relu, relu])?
             }
             Style::Llama => {
-                // Rounded up to 64, as usual.
-                let inner = (8 * width / 3).next_multiple_of(64);
                 let gate = self.product(&name("mlp/gate"), normed, inner)?;
                 let up = self.product(&name("mlp/up"), normed, inner)?;
                 let gate = self.graph.add_named(&name("mlp/silu"), Op::Unary(Unary::Silu), &[gate])?;
                 self.graph.add_named(&name("mlp/gated"), Op::Binary(Binary::Mul), &[gate, up])?
+            }
+            Style::Gpt2 => {
+                let up = self.product(&name("mlp/up"), normed, inner)?;
+                self.graph.add_named(&name("mlp/gelu"), Op::Unary(Unary::GeluTanh), &[up])?
             }
         };
         let down = self.product(&name("mlp/down"), inner, width)?;
         self.sum(&name("mlp_sum"), x, down)
     }
 
-    fn attention(&mut self, name: &str, x: ValueId, [cos, sin]: [ValueId; 2]) -> Made {
-        let Shape { width, heads, style, .. } = self.shape;
+    fn attention(&mut self, name: &str, x: ValueId, tables: Option<[ValueId; 2]>) -> Made {
+        let Shape { width, heads, key_heads, style, .. } = self.shape;
         let size = width / heads;
-        let dims = [Dim::symbol("batch"), Dim::symbol("sequence"), Dim::from(heads), Dim::from(size)];
+        let (batch, sequence) = (Dim::symbol("batch"), Dim::symbol("sequence"));
+        let dims = [batch, sequence, Dim::from(heads), Dim::from(size)];
+        let together = match style {
+            Style::Gpt2 => Some(self.product(&format!("{name}/qkv"), x, 3 * width)?),
+            _ => None,
+        };
         let mut parts = vec![];
-        for part in ["q", "k", "v"] {
-            let y = self.product(&format!("{name}/{part}"), x, width)?;
-            let shape = self.graph.dims(&dims)?;
+        for (i, part) in (0..).zip(["q", "k", "v"]) {
+            let count = if part == "q" { heads } else { key_heads };
+            let y = match together {
+                Some(all) => {
+                    let (start, end) =
+                        (self.graph.ints(&[i * width as i64]), self.graph.ints(&[(i + 1) * width as i64]));
+                    self.graph.add(Op::Slice { axes: vec![2], steps: vec![1] }, &[all, start, end])?
+                }
+                None => self.product(&format!("{name}/{part}"), x, count * size)?,
+            };
+            let split = [dims[0].clone(), dims[1].clone(), Dim::from(count), dims[3].clone()];
+            let shape = self.graph.dims(&split)?;
             let y = self.graph.add(Op::Reshape { allow_zero: true }, &[y, shape])?;
             let mut y = self.graph.add(Op::Transpose { perm: vec![0, 2, 1, 3] }, &[y])?;
-            if part != "v" {
+            if let Some([cos, sin]) = tables.filter(|_| part != "v") {
                 let rotary = Rotary { interleaved: false, table: RotaryTable::Half };
                 y = self.graph.add_named(
                     &format!("{name}/rotary_{part}"),
@@ -207,10 +260,15 @@ impl Build {
         for of in [f64::cos, f64::sin] {
             let data: Vec<f32> = (0..POSITIONS * half).map(|i| of(angle(i)) as f32).collect();
             let table = self.constant(&[POSITIONS, half], data)?;
-            let (start, end) = (self.graph.ints(&[0]), self.graph.dims(std::slice::from_ref(sequence))?);
-            out.push(self.graph.add(Op::Slice { axes: vec![0], steps: vec![1] }, &[table, start, end])?);
+            out.push(self.cut(table, sequence)?);
         }
         Ok([out[0], out[1]])
+    }
+
+    /// The rows of a table that the sequence has.
+    fn cut(&mut self, table: ValueId, sequence: &Dim) -> Made {
+        let (start, end) = (self.graph.ints(&[0]), self.graph.dims(std::slice::from_ref(sequence))?);
+        Ok(self.graph.add(Op::Slice { axes: vec![0], steps: vec![1] }, &[table, start, end])?)
     }
 
     fn norm(&mut self, name: &str, x: ValueId) -> Made {
@@ -221,13 +279,25 @@ impl Build {
                 let weight = self.constant(&[self.shape.width], vec![1.0; self.shape.width])?;
                 Ok(self.graph.add_named(name, op, &[x, weight])?)
             }
+            Style::Gpt2 => {
+                let width = self.shape.width;
+                let weight = self.constant(&[width], vec![1.0; width])?;
+                let bias = self.constant(&[width], vec![0.0; width])?;
+                let op = Op::LayerNorm { axis: 2, epsilon: 1e-5 };
+                Ok(self.graph.add_named(name, op, &[x, weight, bias])?)
+            }
         }
     }
 
     fn product(&mut self, name: &str, x: ValueId, columns: usize) -> Made {
         let rows = self.graph.shape(x).and_then(|s| s.last()?.known_size()).unwrap_or(self.shape.width);
         let weight = self.weight(name, &[rows, columns], (rows as f32).sqrt().recip())?;
-        Ok(self.graph.add_named(name, Op::MatMul, &[x, weight])?)
+        let product = self.graph.add_named(name, Op::MatMul, &[x, weight])?;
+        if self.shape.style != Style::Gpt2 || name == "head" {
+            return Ok(product);
+        }
+        let bias = self.weight(&format!("{name}.bias"), &[columns], 0.1)?;
+        self.sum(&format!("{name}.sum"), product, bias)
     }
 
     fn sum(&mut self, name: &str, a: ValueId, b: ValueId) -> Made {
@@ -257,17 +327,28 @@ mod tests {
     #[test]
     fn shapes_are_read_with_defaults() {
         let shape = |text: &str| text.parse::<Shape>();
-        let full =
-            Shape { layers: 12, width: 256, heads: 4, vocabulary: 32_768, style: super::Style::Nanochat };
+        let full = Shape {
+            layers: 12,
+            width: 256,
+            heads: 4,
+            key_heads: 4,
+            inner: 1024,
+            vocabulary: 32_768,
+            style: super::Style::Nanochat,
+        };
         assert_eq!(shape("d12-w256"), Ok(full));
         assert_eq!(shape("d12-w256-h4-v32768-nanochat"), Ok(full));
-        assert_eq!(shape("w256-d12-llama"), Ok(Shape { style: super::Style::Llama, ..full }));
+        let llama = Shape { style: super::Style::Llama, inner: 704, ..full };
+        assert_eq!(shape("w256-d12-llama"), Ok(llama));
+        assert_eq!(shape("w256-d12-g2-f9-llama"), Ok(Shape { key_heads: 2, inner: 9, ..llama }));
         for (text, part) in [
             ("d12", "layers and width"),
             ("d12-w256-x3", "no part of a shape"),
             ("d0-w256", "no number"),
             ("d1-w30-h4", "heads of an even number"),
             ("d1-wide", "no number"),
+            ("d1-w64-h4-g3", "cannot share 3"),
+            ("d1-w64-h4-g2-gpt2", "of their own"),
             ("", "no part of a shape"),
             ("d1-w99999999999999999999", "no number"),
         ] {
@@ -277,7 +358,7 @@ mod tests {
 
     #[test]
     fn models_have_a_chain_and_a_cached_step() {
-        for text in ["d3-w32-h2-v50", "d3-w32-h2-v50-llama"] {
+        for text in ["d3-w32-h2-v50", "d3-w32-h2-g1-v50-llama", "d3-w32-h2-v50-gpt2"] {
             let shape: Shape = text.parse().expect("a shape");
             let source = Source::of("shape".as_ref(), shape.model().expect("built")).expect("clean");
             let chain = source.chain().expect("a chain");

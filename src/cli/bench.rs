@@ -45,8 +45,8 @@ pub struct Bench {
     /// The .onnx file
     #[arg(required_unless_present = "shape")]
     model: Option<PathBuf>,
-    /// A model of these sizes with random weights instead: layers, width, heads, vocabulary, and -llama for that
-    /// style instead of nanochat's
+    /// A model of these sizes with random weights instead: layers, width, heads, vocabulary; also -g2 for heads of
+    /// keys and values, -f1024 for features of the MLP, and -llama or -gpt2 for that style instead of nanochat's
     #[arg(long, value_name = "d12-w256-h4-v32768", conflicts_with = "model", value_parser = Shape::from_str)]
     shape: Option<Shape>,
     /// Write the model of --shape to a file
