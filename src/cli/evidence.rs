@@ -242,6 +242,18 @@ mod tests {
     }
 
     #[test]
+    fn plans_that_fuse_many_layers_are_compared_where_their_units_end() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/nano/model.onnx");
+        let source = Source::read(&path).expect("read");
+        let tapped = Tapped::of(&source).expect("a chain");
+        let plan = "s6 2xF3".parse().and_then(|p: snlp::passes::plan::Plan| p.place(12)).expect("a plan");
+        assert!(tapped.states(&plan).is_none(), "one state inside a unit at most");
+        let graph = Tapped { at_ends: true, ..tapped }.states(&plan).expect("rewritten");
+        let behind: Vec<usize> = graph.outputs.iter().filter_map(|o| state_number(&o.name)).collect();
+        assert_eq!(behind, [0, 1, 2, 3, 4, 5, 8, 11]);
+    }
+
+    #[test]
     fn errors_are_those_of_the_states_and_the_states_those_of_the_reference() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/nano");
         let source = Source::read(&folder.join("model.onnx")).expect("read");

@@ -393,7 +393,7 @@ mod tests {
             columns: vec!["speed-up".into(), "change".into()],
             heat: Some(Heat {
                 caption: "errors".into(),
-                rows: vec![("6xF1".into(), vec![None, Some(0.0), Some(0.02), Some(3.0)])],
+                rows: vec![("6xF1".into(), vec![None, Some(0.0), Some(f64::NAN), Some(3.0)])],
             }),
         }
         .render()
@@ -407,6 +407,13 @@ mod tests {
             "{html}"
         );
         assert!(html.contains("&lt;6xF1&gt;</text>") && html.contains("&lt;6xF1&gt;</td>"));
+    }
+
+    #[test]
+    fn heat_is_told_in_words_too() {
+        let html = report(vec![point("sequential", 1.0, 0.0, true)]);
+        assert!(html.contains("aria-label=\"6xF1: layer 1 0.00 %, layer 3 300.00 %\""), "{html}");
+        assert_eq!(html.matches("class=\"inside\"").count(), 1);
     }
 
     #[test]
