@@ -3,7 +3,7 @@
 //! ```text
 //!   page.css, page.js     what all pages share: colours, heading, search, hints, the switch of colours
 //!   report.{rs,css,js}    `eval --html` and `plan --html`
-//!   ../inspect/page.*     `inspect --format html`
+//!   ../inspect/page.*     `inspect --format html`, with panel.js for what is opened and searched
 //! ```
 //!
 //! Names come from files that anyone can write. In markup they stand through [`escape`], in a page's data through

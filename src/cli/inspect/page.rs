@@ -22,7 +22,7 @@ pub fn page(report: &Report, explain: bool) -> Result<String, Error> {
     let data = match &report.chain {
         Some(chain) => {
             body += &plan_help(report, chain);
-            body += &search_bar("Search nodes, operators, layers", LEGEND);
+            body += &search_bar("Search nodes, operators, layers", UNFOLD);
             body += "<div id=\"chain\" role=\"group\" aria-label=\"The chain; arrow keys move, Enter opens\">\
                      <noscript>The chain is drawn by a script, which this browser does not run.</noscript></div>\n\
                      <aside id=\"panel\" role=\"dialog\" aria-labelledby=\"panel-title\" hidden></aside>\n";
@@ -42,13 +42,16 @@ pub fn page(report: &Report, explain: bool) -> Result<String, Error> {
         command: "inspect",
         body,
         style: include_str!("page.css"),
-        script: if data.is_some() { include_str!("page.js") } else { "" },
+        script: if data.is_some() { SCRIPT } else { "" },
         data: data.as_ref(),
     }
     .render())
 }
 
-const LEGEND: &str = "<button type=\"button\" class=\"button\" id=\"all\" hidden>Unfold all</button>";
+/// The chain, then what is opened and searched.
+const SCRIPT: &str = concat!(include_str!("page.js"), include_str!("panel.js"));
+
+const UNFOLD: &str = "<button type=\"button\" class=\"button\" id=\"all\" hidden>Unfold all</button>";
 
 /// What the model is, in a sentence.
 fn about(report: &Report) -> String {
