@@ -140,6 +140,16 @@ def keyboard_of_a_chain(page, name, checks):
                 break
             page.keyboard.press("ArrowDown")
         checks.that(focused(page).startswith("unit"), f"{name}: arrow keys reach a unit, not '{focused(page)}'")
+    fold = page.locator("#chain [aria-expanded=false]")
+    if fold.count():
+        key = fold.first.get_attribute("data-key")
+        fold.first.focus()
+        page.keyboard.press("Enter")
+        again = f"#chain [data-key='{key}']"
+        opened = page.get_attribute(again, "aria-expanded") == "true" and focused(page) == key
+        checks.that(opened, f"{name}: Enter unfolds and keeps the focus")
+        page.keyboard.press("Enter")
+        checks.that(page.get_attribute(again, "aria-expanded") == "false", f"{name}: Enter folds again")
     while page.evaluate("document.activeElement.getAttribute('aria-expanded')") is not None:
         page.keyboard.press("ArrowUp")
     key = focused(page)

@@ -42,7 +42,8 @@ impl Page<'_> {
     /// The page as a document.
     pub fn render(&self) -> String {
         let title = escape(self.title);
-        let script = format!("\n\"use strict\";\n{SCRIPT}{}", self.script);
+        // Browsers read line ends as \n before they hash.
+        let script = format!("\n\"use strict\";\n{SCRIPT}{}", self.script).replace('\r', "");
         let policy = format!(
             "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{}'; base-uri 'none'; form-action 'none'",
             base64(&Sha256::digest(script.as_bytes()))
