@@ -67,12 +67,6 @@ impl Error {
         Error::new(Kind::Usage, message)
     }
 
-    /// A part of the contract that is not implemented.
-    pub fn not_yet(what: &str) -> Self {
-        Error::input(format!("{what} is not implemented yet"))
-            .help("the support table in README.md lists what works")
-    }
-
     /// A file that could not be read or written.
     pub fn io(doing: &str, path: &Path, source: std::io::Error) -> Self {
         let help = match source.kind() {

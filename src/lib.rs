@@ -18,6 +18,7 @@ pub mod preheat;
 pub mod samples;
 pub mod shapes;
 pub mod source;
+pub mod structure;
 pub mod summary;
 pub mod text;
 

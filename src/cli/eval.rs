@@ -170,6 +170,7 @@ fn page(
     let names = std::iter::once("sequential").chain(names.iter().map(String::as_str));
     let columns = ["ppl", "vs seq", "nll", "kl", "top1", "cosine", "ms", "speed-up"];
     Report {
+        command: "eval",
         title: format!("Plans of {}", source.path.file_name().unwrap_or_default().to_string_lossy()),
         about: vec![about, "Times are of this device and this batch, taken in turns.".into()],
         speed: "speed-up, measured".into(),

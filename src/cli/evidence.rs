@@ -8,12 +8,14 @@
 //! Everything is computed where the model runs: only the errors are read back. States of all layers become
 //! outputs, so the rewrite gives what stands for each of them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use snlp::error::{Error, Kind};
 use snlp::language::inputs::{logits_output, token_feeds};
 use snlp::language::windows::Windows;
 use snlp::passes::analysis::{Chain, find_chain};
 use snlp::passes::ir::{Binary, Graph, GraphError, Op, Reduce, Tensor, ValueId};
-use snlp::passes::plan::PlacedPlan;
+use snlp::passes::plan::{PlacedPlan, Segment};
 use snlp::passes::rewrite::{Predictions, merge, parallelize_with};
 use snlp::preheat;
 use snlp::source::Source;
@@ -27,7 +29,8 @@ const TOGETHER: usize = 16;
 /// Tokens that the evidence is gathered on, about.
 const TOKENS: usize = 256;
 
-/// Relative errors behind each layer; none where the plan leaves the state as it is.
+/// Relative errors behind each layer; none where the plan leaves the state as it is, not a number where it has no
+/// such state.
 pub type StateErrors = Vec<Option<f64>>;
 
 /// A model whose states are all outputs.
@@ -35,6 +38,8 @@ pub struct Tapped {
     graph: Graph,
     chain: Chain,
     predictions: Predictions,
+    /// Whether a plan that has no state behind each layer is compared where its units end.
+    at_ends: bool,
 }
 
 impl Tapped {
@@ -60,20 +65,57 @@ impl Tapped {
         // Where there are none, plans that start from them have no states to compare.
         let beside = preheat::beside(&source.path, source.model.info.fingerprint.sha256());
         let predictions = beside.ok().flatten().unwrap_or_default();
-        Ok(Tapped { graph, chain, predictions })
+        Ok(Tapped { graph, chain, predictions, at_ends: false })
     }
 
     /// The states alone, under a plan; none when the chain cannot be rewritten so.
     fn states(&self, plan: &PlacedPlan) -> Option<Graph> {
         let plan = plan.clone().settle_caches(|_| false);
-        let mut graph = match plan.is_sequential() {
-            true => self.graph.clone(),
-            false => parallelize_with(&self.graph, &self.chain, &plan, &self.predictions).ok()?.graph,
-        };
-        graph.outputs.retain(|o| o.name.starts_with("state."));
-        graph.remove_dead();
-        (graph.outputs.len() == self.chain.layers.len()).then_some(graph)
+        let all = (0..self.chain.layers.len()).collect();
+        self.states_behind(&plan, &all).or_else(|| {
+            let ends = unit_ends(&plan);
+            (self.at_ends && ends.len() < all.len()).then(|| self.states_behind(&plan, &ends))?
+        })
     }
+
+    /// The states behind some of the layers, under a plan.
+    fn states_behind(&self, plan: &PlacedPlan, layers: &BTreeSet<usize>) -> Option<Graph> {
+        let mut graph = self.graph.clone();
+        let wanted = |name: &str| state_number(name).is_none_or(|l| layers.contains(&l));
+        graph.outputs.retain(|o| wanted(&o.name));
+        if !plan.is_sequential() {
+            // What is not asked for is no tap.
+            let again = (layers.len() < self.chain.layers.len()).then(|| find_chain(&graph).ok());
+            let chain = match &again {
+                Some(found) => found.as_ref().filter(|c| c.layers.len() == self.chain.layers.len())?,
+                None => &self.chain,
+            };
+            graph = parallelize_with(&graph, chain, plan, &self.predictions).ok()?.graph;
+        }
+        graph.outputs.retain(|o| state_number(&o.name).is_some());
+        graph.remove_dead();
+        (graph.outputs.len() == layers.len()).then_some(graph)
+    }
+}
+
+/// The layer behind which an output is the state.
+fn state_number(output: &str) -> Option<usize> {
+    output.strip_prefix("state.")?.parse().ok()
+}
+
+/// The layers at which a plan's units end; sequential layers are units of their own.
+fn unit_ends(plan: &PlacedPlan) -> BTreeSet<usize> {
+    let mut ends = BTreeSet::new();
+    let mut layer = 0;
+    for segment in &plan.segments {
+        let each = match segment {
+            Segment::Sequential(_) => 1,
+            Segment::Parallel(p) => p.fused,
+        };
+        ends.extend((layer..layer + segment.layers()).skip(each.saturating_sub(1)).step_by(each.max(1)));
+        layer += segment.layers();
+    }
+    ends
 }
 
 impl Evaluation<'_> {
@@ -104,13 +146,17 @@ impl Evaluation<'_> {
             let graphs: Vec<Graph> =
                 std::iter::once(&base).chain(rewritten.iter().flatten()).cloned().collect();
             let mut merged = merge(&graphs).map_err(|e| internal(&e))?;
-            compare(&mut merged, layers).map_err(|e| internal(&e))?;
+            compare(&mut merged).map_err(|e| internal(&e))?;
             let runner = self.backend.load_one(merged).map_err(about)?;
             let outputs = runner.run(&feeds).map_err(about)?;
             let mut number = 0;
             for graph in &rewritten {
                 number += usize::from(graph.is_some());
                 let error = |layer: usize| {
+                    let has = |g: &Graph| g.outputs.iter().any(|o| state_number(&o.name) == Some(layer));
+                    if graph.as_ref().is_some_and(|g| !has(g)) {
+                        return Some(f64::NAN);
+                    }
                     let name = format!("{number}/{layer}");
                     let (_, tensor) = outputs.iter().find(|(n, _)| *n == name)?;
                     // A state that is nowhere near: NaN where both are zero or infinite.
@@ -130,11 +176,13 @@ impl Evaluation<'_> {
         if plans.iter().all(PlacedPlan::is_sequential) {
             return Ok(None);
         }
-        let errors = self.state_errors(&Tapped::of(self.source)?, plans, windows, ui)?;
+        let tapped = Tapped { at_ends: true, ..Tapped::of(self.source)? };
+        let errors = self.state_errors(&tapped, plans, windows, ui)?;
         let rows = plans.iter().zip(errors).filter_map(|(plan, e)| Some((plan.to_string(), e?))).collect();
         let caption = format!(
             "Relative error of the state behind each layer against the sequential model, averaged over the first \
-             {} positions. Empty: the plan leaves the state as it is.",
+             {} positions. Empty: the plan leaves the state as it is. Hatched: inside a fused unit, without a state of \
+             its own.",
             windows.length().min(TOKENS)
         );
         Ok(Some(Heat { caption, rows }))
@@ -143,15 +191,19 @@ impl Evaluation<'_> {
 
 /// Replaces the outputs `i/state.l` of merged graphs by the errors `i/l` against graph 0. States that are
 /// computed alike are one value, and no output.
-fn compare(graph: &mut Graph, layers: usize) -> Result<(), GraphError> {
+fn compare(graph: &mut Graph) -> Result<(), GraphError> {
     let outputs = std::mem::take(&mut graph.outputs);
-    let (base, others) = outputs.split_at(layers.min(outputs.len()));
-    for (i, plan) in others.chunks(layers.max(1)).enumerate() {
-        for (layer, (ours, theirs)) in base.iter().zip(plan).enumerate() {
-            if ours.value != theirs.value {
-                let error = relative_error(graph, theirs.value, ours.value)?;
-                graph.add_output(&format!("{}/{layer}", i + 1), error);
-            }
+    let of = |name: &str| {
+        let (graph, state) = name.split_once('/')?;
+        Some((graph.parse::<usize>().ok()?, state_number(state)?))
+    };
+    let numbered: Vec<_> = outputs.iter().filter_map(|o| Some((of(&o.name)?, o.value))).collect();
+    let base: BTreeMap<usize, ValueId> =
+        numbered.iter().filter(|((i, _), _)| *i == 0).map(|((_, layer), v)| (*layer, *v)).collect();
+    for ((i, layer), value) in numbered {
+        if let Some(ours) = base.get(&layer).filter(|ours| i > 0 && **ours != value) {
+            let error = relative_error(graph, value, *ours)?;
+            graph.add_output(&format!("{i}/{layer}"), error);
         }
     }
     graph.remove_dead();
@@ -190,6 +242,18 @@ mod tests {
     }
 
     #[test]
+    fn plans_that_fuse_many_layers_are_compared_where_their_units_end() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/nano/model.onnx");
+        let source = Source::read(&path).expect("read");
+        let tapped = Tapped::of(&source).expect("a chain");
+        let plan = "s6 2xF3".parse().and_then(|p: snlp::passes::plan::Plan| p.place(12)).expect("a plan");
+        assert!(tapped.states(&plan).is_none(), "one state inside a unit at most");
+        let graph = Tapped { at_ends: true, ..tapped }.states(&plan).expect("rewritten");
+        let behind: Vec<usize> = graph.outputs.iter().filter_map(|o| state_number(&o.name)).collect();
+        assert_eq!(behind, [0, 1, 2, 3, 4, 5, 8, 11]);
+    }
+
+    #[test]
     fn errors_are_those_of_the_states_and_the_states_those_of_the_reference() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/nano");
         let source = Source::read(&folder.join("model.onnx")).expect("read");
@@ -214,7 +278,7 @@ mod tests {
 
         let parallel = states(&graphs[1]);
         let mut merged = merge(&graphs).expect("merged");
-        compare(&mut merged, 12).expect("compared");
+        compare(&mut merged).expect("compared");
         let errors = evaluated(&merged, &feeds);
         let names: Vec<&str> = merged.outputs.iter().map(|o| o.name.as_str()).collect();
         assert_eq!(names, ["1/6", "1/7", "1/8", "1/9", "1/10", "1/11"]);

@@ -20,12 +20,6 @@ fn help_is_complete() {
 }
 
 #[test]
-fn what_is_missing_says_so() {
-    let model = fixture("nano/model.onnx");
-    snlp(&["inspect", &model, "--format", "html"]).code(3).says(&["not implemented yet"]);
-}
-
-#[test]
 fn bad_usage_is_2() {
     for args in [
         &["frobnicate"][..],

@@ -4,6 +4,7 @@
 //! ```text
 //!   stream   joins and maps, linked skip to skip: h0 → … → hN        (one walk, longest stream)
 //!   chain    the stream cut into layers at attention; side inputs, taps, kind
+//!   blocks   the parts of each layer: branches and skip path, for people
 //!   cache    inputs that one layer reads and hands out again, grown
 //!   others   stacks of layers beside the chain, as an encoder before its decoder
 //!   mixing   S×S matrices on the streams of hyper-connections
@@ -13,6 +14,7 @@
 //!
 //! Everything is found by structure; names play no part.
 
+mod blocks;
 mod cache;
 mod chain;
 mod connection;
@@ -24,6 +26,7 @@ mod region;
 mod stream;
 mod transfer;
 
+pub use blocks::{Block, BlockKind};
 pub use cache::Cache;
 pub use chain::{Chain, Class, Kind, Layer, SideInput, Stopped, Streams, Tap, find_chain};
 pub use connection::Connection;

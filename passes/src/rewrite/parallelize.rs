@@ -18,6 +18,7 @@ mod preheat;
 mod warm;
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use measured::Measured;
 pub use preheat::{Prediction, Predictions};
@@ -57,6 +58,9 @@ pub struct SegmentReport {
     /// What stands for the Jacobian: `identity`, `transfer`, `diagonal`, `jacobi`, `exact`, or `none` for a
     /// single unit.
     pub surrogate: &'static str,
+    /// Positions in the graph of the values that were made for it ([`ValueId::index`]); the clean-up may have
+    /// put later ones in their place.
+    pub made: Range<usize>,
 }
 
 /// Why a plan cannot be applied.
@@ -177,6 +181,7 @@ impl Rewrite<'_> {
     }
 
     fn segment(&mut self, p: &Parallel, first: usize) -> Result<SegmentReport, VectorizeError> {
+        let start = self.graph.value_count();
         let layers: Vec<usize> = (first..first + p.layers()).collect();
         let units: Vec<Vec<usize>> = layers.chunks(p.fused).map(<[usize]>::to_vec).collect();
         let input = self.current(self.chain.layers[first].input);
@@ -231,7 +236,9 @@ impl Rewrite<'_> {
             Surrogate::Measured { kind: Measured::Diagonal, .. } => "diagonal",
             Surrogate::None => "jacobi",
         };
-        Ok(SegmentReport { segment: *p, units, batches: batches.into_values().collect(), surrogate })
+        let batches = batches.into_values().collect();
+        let made = start..self.graph.value_count();
+        Ok(SegmentReport { segment: *p, units, batches, surrogate, made })
     }
 
     /// The taps on states of these layers, except the last one's output, which the segment gives anyway.

@@ -1,6 +1,7 @@
 //! `snlp inspect`: what a model is, and what a plan makes of it.
 
 mod dot;
+mod page;
 pub mod text;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 use snlp::error::Error;
 use snlp::passes::ir::Type;
 use snlp::passes::plan::{PlacedPlan, Plan};
+use snlp::passes::rewrite::Parallelized;
 use snlp::plan_file::GivenPlan;
 use snlp::source::{Source, metadata, parse_plan};
 use snlp::summary::{ChainSummary, Figures, dim_json};
@@ -24,7 +26,8 @@ use super::{Common, check_plan, read_model};
 /// Layers are numbered from 0. Dispatches are counted for a typical GPU at batch 1 and 16 positions; no
 /// GPU is needed. A converted model is shown beside its original.
 #[derive(Args)]
-#[command(after_help = "Example:\n  snlp inspect model.onnx --plan 's6 6xF1[k=2]'")]
+#[command(after_help = "Examples:\n  snlp inspect model.onnx --plan 's6 6xF1[k=2]'\n  \
+                  snlp inspect model.onnx --plan 's6 6xF1[k=2]' --format html -o model.html")]
 pub struct Inspect {
     /// The .onnx file
     model: PathBuf,
@@ -57,7 +60,7 @@ enum Format {
     Dot,
     /// A Mermaid flowchart of the chain.
     Mermaid,
-    /// Not implemented yet.
+    /// One page that loads nothing: the chain beside what the plan makes of it, to open and to search.
     Html,
 }
 
@@ -67,6 +70,8 @@ pub struct Report {
     chain: Option<ChainSummary>,
     original: Option<Figures>,
     rewritten: Option<(PlacedPlan, Figures)>,
+    /// What the plan made of the model, where it is applied here.
+    made: Option<Parallelized>,
     /// Plan text of a converted model.
     converted: Option<String>,
 }
@@ -82,16 +87,14 @@ impl Report {
         let chain = source.chain.as_ref().ok().map(|c| ChainSummary::of(&source.graph, c));
         let placed = plan.map(|p| source.place(p)).transpose()?;
         let depth = chain.as_ref().map(|c| c.layers);
-        let rewritten = match placed {
-            Some(placed) => {
-                let graph = source.rewrite(&placed)?.graph;
-                let depth = depth.map(|_| placed.sequential_depth());
-                Some((placed, Figures::of(&graph, depth)))
-            }
-            None => None,
-        };
+        let made = placed.as_ref().map(|placed| source.rewrite(placed)).transpose()?;
+        let rewritten = placed.zip(made.as_ref()).map(|(placed, made)| {
+            let depth = depth.map(|_| placed.sequential_depth());
+            let figures = Figures::of(&made.graph, depth);
+            (placed, figures)
+        });
         let original = Some(Figures::of(&source.graph, depth));
-        Ok(Report { source, chain, original, rewritten, converted: embedded })
+        Ok(Report { source, chain, original, rewritten, made, converted: embedded })
     }
 
     /// A converted model: its original is known from the metadata that `convert` wrote.
@@ -106,7 +109,7 @@ impl Report {
         let figures = Figures::of(&source.graph, depth);
         let empty = PlacedPlan { segments: vec![], layers: 0 };
         let rewritten = Some((placed.unwrap_or(empty), figures));
-        Report { source, chain, original, rewritten, converted: Some(text) }
+        Report { source, chain, original, rewritten, made: None, converted: Some(text) }
     }
 
     /// Normal form of the plan that was given or is embedded.
@@ -191,9 +194,6 @@ fn typed(name: &str, ty: Option<&Type>) -> Value {
 impl Inspect {
     /// Runs the command.
     pub fn run(self, _common: &Common, ui: &Ui) -> Result<(), Error> {
-        if self.format == Format::Html {
-            return Err(Error::not_yet("inspect --format html"));
-        }
         let plan = self.plan.as_deref().map(|p| GivenPlan::of(p, &self.model)).transpose()?;
         let source = read_model(&self.model, ui)?;
         if let Some(plan) = &plan {
@@ -207,10 +207,12 @@ impl Inspect {
             Format::Json => ui::json_text(&report.json(self.explain)) + "\n",
             Format::Dot => dot::dot(&report),
             Format::Mermaid => dot::mermaid(&report),
-            Format::Text | Format::Html => text::text(&report, self.explain),
+            Format::Text => text::text(&report, self.explain),
+            Format::Html => page::page(&report, self.explain)?,
         };
         match &self.output {
-            Some(path) => write_text(path, &ui::plain(&text)),
+            Some(path) if format == Format::Text => write_text(path, &ui::plain(&text)),
+            Some(path) => write_text(path, &text),
             None => ui::print(&text),
         }
     }

@@ -288,6 +288,7 @@ impl Outcome<'_> {
         about.push(self.costs());
         let file = self.search.evaluation.source.path.file_name().unwrap_or_default().to_string_lossy();
         Ok(Report {
+            command: "plan",
             title: format!("Plans for {file}"),
             about,
             speed: "speed-up, modelled".into(),
