@@ -2,6 +2,7 @@
 
 mod attention;
 mod elementwise;
+mod heads;
 mod indexing;
 mod lines;
 mod matmul;
