@@ -18,6 +18,7 @@
 
 mod argmax;
 mod attention;
+mod attention_step;
 mod conv;
 mod correction;
 mod elementwise;
@@ -42,6 +43,7 @@ mod tests;
 
 pub use argmax::ArgMax;
 pub use attention::{Attention, MAX_HEAD, Variant as AttentionVariant};
+pub use attention_step::{AttentionStep, MAX_STEP, Ready};
 pub use conv::Conv;
 pub use correction::Correction;
 pub use elementwise::Elementwise;

@@ -34,6 +34,7 @@ macro_rules! sources {
 pub const SOURCES: &[Source] = sources![
     "argmax",
     "attention",
+    "attention_step",
     "conv",
     "correction",
     "elementwise",

@@ -1,6 +1,7 @@
 //! Every family against plain references, on the adapter at hand.
 
 mod attention;
+mod attention_step;
 mod elementwise;
 mod heads;
 mod indexing;
