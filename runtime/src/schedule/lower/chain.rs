@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use snlp_passes::eval::eval_op;
 use snlp_passes::ir::{Binary, Node, NodeId, Op, Reduce, Tensor, Unary, ValueId};
 
-use super::{Lowering, elementwise};
+use super::{Lowering, elementwise, heads};
 
 /// A matrix product with what is computed in the same dispatch.
 #[derive(Clone, Debug)]
@@ -77,6 +77,7 @@ pub(super) struct Chains {
     pub products: HashMap<NodeId, Product>,
     pub norms: HashMap<NodeId, Scaled>,
     pub programs: HashMap<NodeId, Vec<NodeId>>,
+    pub heads: HashMap<NodeId, heads::Group>,
 }
 
 /// Operators that a program's steps can compute.
@@ -130,6 +131,7 @@ impl Lowering<'_> {
                 self.chains.products.insert(last, product);
             }
         }
+        self.find_heads(live);
         for id in live.iter().rev() {
             if !self.is_taken(*id) && self.is_program_node(*id) {
                 let members = self.grow_program(*id);
@@ -148,7 +150,7 @@ impl Lowering<'_> {
     }
 
     /// Whether a node belongs to a product or normalisation already.
-    fn is_taken(&self, id: NodeId) -> bool {
+    pub(super) fn is_taken(&self, id: NodeId) -> bool {
         self.absorbed.contains(&id)
             || self.chains.products.contains_key(&id)
             || self.chains.norms.contains_key(&id)

@@ -8,6 +8,7 @@ mod attention;
 mod chain;
 mod coded;
 mod elementwise;
+mod heads;
 mod linear;
 mod reshape;
 mod rows;
@@ -160,6 +161,17 @@ impl<'g> Lowering<'g> {
 
     fn visit(&mut self, id: NodeId) -> Result<(), ScheduleError> {
         let Some(node) = self.graph.node(id) else { return Ok(()) };
+        if let Some(group) = self.chains.heads.remove(&id) {
+            if self.step(node, &group).is_ok() {
+                return Ok(());
+            }
+            if self.make_ready(node, &group).is_err() {
+                for member in group.members {
+                    self.absorbed.remove(&member);
+                    self.visit(member)?;
+                }
+            }
+        }
         let done = if self.placement.host[id.index()] {
             self.on_host(node)
         } else if self.absorbed.contains(&id) {
