@@ -17,6 +17,10 @@ const MAX_BATCH: usize = 3;
 pub const MAX_STEP: u32 = 8;
 /// From this many rows of the caches on, workgroups are as large as is common.
 const MANY_KEYS: u32 = 512;
+/// Invocations that make a row ready together.
+const LANES: u32 = 32;
+/// Lanes that the kernel with subgroup operations is written for.
+const SUBGROUP: u32 = 8;
 
 /// How queries or keys are made ready.
 #[derive(Clone, Debug, Default)]
@@ -79,7 +83,7 @@ impl AttentionStep<'_> {
         let Sizes { heads, key_heads, queries, keys, d, e } = sizes;
         let (batch, views) = self.views(&sizes)?;
         let rows = count(KERNEL, &self.out.view.shape)?.checked_div(e).unwrap_or(0);
-        let (entry, workgroup, lanes) = self.shape_of_workgroup(&sizes, limits)?;
+        let (entry, workgroup, each) = self.shape_of_workgroup(&sizes, limits)?;
         let a = &self.attributes;
         let epsilon = |ready: &Ready| ready.norm.as_ref().map_or(0.0, |n| n.epsilon);
         let mut words = Words::new().array(&batch, 4);
@@ -102,7 +106,7 @@ impl AttentionStep<'_> {
             .done();
         let scaled = |ready: &Ready| ready.norm.as_ref().is_some_and(|n| n.scale.is_some());
         let masked = |scalar| self.mask.is_some_and(|m| m.scalar == scalar);
-        let mut constants = vec![("WG", workgroup), ("LANES", lanes), ("D", d), ("E", e), ("T", queries)];
+        let mut constants = vec![("WG", workgroup), ("D", d), ("E", e), ("T", queries)];
         let flags = [
             ("NORM_Q", norm_code(self.ready_q.norm.as_ref())),
             ("NORM_K", norm_code(self.ready_k.norm.as_ref())),
@@ -129,7 +133,7 @@ impl AttentionStep<'_> {
             },
             params,
             roles: self.roles(),
-            grid: grid(KERNEL, rows.into(), limits)?,
+            grid: grid(KERNEL, rows.div_ceil(each).into(), limits)?,
             flops: 2 * u64::from(rows) * u64::from(keys) * u64::from(d + e),
             bytes: self.operands().into_iter().flatten().map(touched).sum(),
         })
@@ -279,34 +283,32 @@ impl AttentionStep<'_> {
         Ok((batch.shape, views))
     }
 
-    /// Entry point, invocations of a workgroup, and those that share a row.
+    /// Entry point, invocations of a workgroup, and queries that it takes.
     fn shape_of_workgroup(
         &self,
         sizes: &Sizes,
         limits: &Limits,
     ) -> Result<(&'static str, u32, u32), KernelError> {
+        match (limits.software, limits.subgroup_size) {
+            (true, SUBGROUP) => return Ok(("subgroup", SUBGROUP, 1)),
+            (true, _) => return Ok(("software", 32, 32)),
+            (false, _) => {}
+        }
         let norms = [&self.ready_q, &self.ready_k].into_iter().filter_map(|r| r.norm.as_ref());
         // Sums of the squares, and of the elements.
         let partials = norms.map(|n| if n.kind == NormKind::Layer { 2 } else { 1 }).max().unwrap_or(0);
-        let bytes = |workgroup: u32, lanes: u32, each: u32| {
-            let rows = sizes.queries + 1;
-            4 * (rows * sizes.d + partials * rows * lanes + workgroup * each)
-        };
-        let (entry, lanes, each, workgroups) = match limits.software {
-            true => ("software", 8, 2 + sizes.e, &[8][..]),
-            false if sizes.keys >= MANY_KEYS => ("by_group", 32, 11, &[256, 128][..]),
-            false => ("by_group", 32, 11, &[128][..]),
-        };
+        let rows = sizes.queries + 1;
+        let bytes = |workgroup: u32| 4 * (rows * sizes.d + partials * rows * LANES + 11 * workgroup);
+        let choice = if sizes.keys >= MANY_KEYS { &[256, 128][..] } else { &[128][..] };
         let fits = |workgroup: &&u32| {
-            **workgroup <= limits.max_invocations
-                && bytes(**workgroup, lanes, each) <= limits.max_workgroup_memory
+            **workgroup <= limits.max_invocations && bytes(**workgroup) <= limits.max_workgroup_memory
         };
-        match workgroups.iter().find(fits) {
-            Some(workgroup) => Ok((entry, *workgroup, lanes)),
+        match choice.iter().find(fits) {
+            Some(workgroup) => Ok(("by_group", *workgroup, 1)),
             None => Err(KernelError::Limit {
                 kernel: KERNEL,
                 what: "workgroup memory",
-                needed: bytes(workgroups.last().copied().unwrap_or(0), lanes, each).into(),
+                needed: bytes(choice.last().copied().unwrap_or(0)).into(),
                 limit: limits.max_workgroup_memory.into(),
             }),
         }

@@ -63,8 +63,6 @@ const SCALE_K = 13u;
 @group(0) @binding(13) var<storage, read_write> out: array<f32>;
 
 override WG: u32 = 128u;
-// Invocations that share the work on one row before the attention.
-override LANES: u32 = 32u;
 // Columns of keys and values.
 override D: u32 = 64u;
 override E: u32 = 64u;
@@ -85,6 +83,9 @@ override WINDOW: bool = false;
 override SOFTCAP: bool = false;
 override SAFE: bool = false;
 override SINKS: bool = false;
+
+// Invocations that make a row ready together.
+const LANES: u32 = 32u;
 
 const LOWEST: f32 = -3.4028234e38;
 
@@ -185,6 +186,24 @@ fn found(key: bool, row: Row, pair: u32) -> vec2<f32> {
     return x;
 }
 
+// A pair as the attention wants it.
+fn finished(key: bool, row: Row, pair: u32, around: f32, factor: f32) -> vec2<f32> {
+    let norm = select(NORM_Q, NORM_K, key);
+    var x = found(key, row, pair);
+    if (norm != 0u) { x = (x - around) * factor; }
+    if (select(SCALE_Q_ON, SCALE_K_ON, key)) {
+        let at = vec2<u32>(row.scale)
+            + min(columns(pair), vec2<u32>(D - 1u)) * p.views[select(SCALE_Q, SCALE_K, key)].tail.z;
+        if (key) { x *= vec2<f32>(scale_k[at.x], scale_k[at.y]); }
+        else { x *= vec2<f32>(scale_q[at.x], scale_q[at.y]); }
+    }
+    if (select(ROTARY_Q, ROTARY_K, key)) {
+        if (norm == 1u) { x = turn(key, row, pair, x); }
+        if (norm == 2u) { x = turn(key, row, pair, x); }
+    }
+    return x;
+}
+
 fn add_sum(key: bool, row: Row, at: u32, lane: u32) {
     var sum = 0.0;
     for (var i = lane; i < (D + 1u) / 2u; i += LANES) {
@@ -226,17 +245,7 @@ fn write_turned(key: bool, row: Row, n: u32, lane: u32) {
     }
     for (var i = lane; i < (D + 1u) / 2u; i += LANES) {
         let c = columns(i);
-        var x = (found(key, row, i) - around) * factor;
-        if (select(SCALE_Q_ON, SCALE_K_ON, key)) {
-            let at = vec2<u32>(row.scale)
-                + min(c, vec2<u32>(D - 1u)) * p.views[select(SCALE_Q, SCALE_K, key)].tail.z;
-            if (key) { x *= vec2<f32>(scale_k[at.x], scale_k[at.y]); }
-            else { x *= vec2<f32>(scale_q[at.x], scale_q[at.y]); }
-        }
-        if (select(ROTARY_Q, ROTARY_K, key)) {
-            if (norm == 1u) { x = turn(key, row, i, x); }
-            if (norm == 2u) { x = turn(key, row, i, x); }
-        }
+        let x = finished(key, row, i, around, factor);
         turned[n * D + c.x] = x.x;
         if (c.y < D) { turned[n * D + c.y] = x.y; }
     }
@@ -447,103 +456,163 @@ fn by_group(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     }
 }
 
+// A row as the attention wants it, by one invocation.
+fn make_row(key: bool, row: Row, into: ptr<function, array<f32, 256>>) {
+    let norm = select(NORM_Q, NORM_K, key);
+    var around = 0.0;
+    var factor = 1.0;
+    if (select(norm == 4u, true, norm == 2u)) {
+        for (var i = 0u; i < (D + 1u) / 2u; i++) {
+            let x = found(key, row, i);
+            around += x.x + x.y;
+        }
+        around = around / f32(D);
+    }
+    if (norm != 0u) {
+        var sum = 0.0;
+        for (var i = 0u; i < (D + 1u) / 2u; i++) {
+            let x = found(key, row, i) - around;
+            sum += x.x * x.x + select(0.0, x.y * x.y, columns(i).y < D);
+        }
+        factor = 1.0 / sqrt(sum / f32(D) + select(p.epsilon_q, p.epsilon_k, key));
+    }
+    for (var i = 0u; i < (D + 1u) / 2u; i++) {
+        let c = columns(i);
+        let x = finished(key, row, i, around, factor);
+        (*into)[c.x] = x.x;
+        if (c.y < D) { (*into)[c.y] = x.y; }
+    }
+}
+
 // Fours of columns.
 override D4: u32 = (D + 3u) / 4u;
 override E4: u32 = (E + 3u) / 4u;
-override LANE_SUMS: u32 = WG * E;
-var<workgroup> lane_sums: array<f32, LANE_SUMS>;
 
-fn four(c: u32, width: u32) -> vec4<u32> {
-    return min(vec4<u32>(c * 4u) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(width - 1u));
+// Columns of a four, the last one again beyond the row.
+fn four(c: u32, width: u32, along: u32) -> vec4<u32> {
+    return min(vec4<u32>(c * 4u) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(width - 1u)) * along;
 }
 
-fn turned4(n: u32, c: u32) -> vec4<f32> {
-    let j = vec4<u32>(n * D) + four(c, D);
-    return vec4<f32>(turned[j.x], turned[j.y], turned[j.z], turned[j.w]);
+// Zeros beyond the row.
+fn four_of(x: ptr<function, array<f32, 256>>, c: u32) -> vec4<f32> {
+    let j = four(c, D, 1u);
+    let inside = vec4<u32>(c * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(D);
+    return select(vec4<f32>(0.0), vec4<f32>((*x)[j.x], (*x)[j.y], (*x)[j.z], (*x)[j.w]), inside);
 }
 
-fn key4(at: u32, c: u32) -> vec4<f32> {
-    let j = vec4<u32>(at) + four(c, D) * p.views[K_CACHE].tail.z;
-    return vec4<f32>(k_cache[j.x], k_cache[j.y], k_cache[j.z], k_cache[j.w]);
+// What an invocation has seen.
+struct Seen {
+    most: f32,
+    total: f32,
 }
 
-fn value4(at: u32, c: u32) -> vec4<f32> {
-    let j = vec4<u32>(at) + four(c, E) * p.views[V_CACHE].tail.z;
-    return vec4<f32>(v_cache[j.x], v_cache[j.y], v_cache[j.z], v_cache[j.w]);
+// Takes one more score; gives the factor of the sums so far and its own weight.
+fn see(seen: ptr<function, Seen>, value: f32) -> vec2<f32> {
+    let top = max((*seen).most, value);
+    let shrink = exp_((*seen).most - top);
+    let weight = select(exp_(value - top), 0.0, excluded(value));
+    (*seen).most = top;
+    (*seen).total = (*seen).total * shrink + weight;
+    return vec2<f32>(shrink, weight);
 }
 
-fn fresh4(at: u32, c: u32) -> vec4<f32> {
-    let j = vec4<u32>(at) + four(c, E) * p.views[V].tail.z;
-    return vec4<f32>(v[j.x], v[j.y], v[j.z], v[j.w]);
+// The sums of weighted values over each `lanes`th key, from that of this lane on. Lanes make rows each for
+// themselves, so nothing waits; parameters are read before the loop.
+fn attend(at: Place, lane: u32, lanes: u32, sum: ptr<function, array<vec4<f32>, 64>>) -> Seen {
+    let keys = keys_of(at);
+    let mask_start = start(MASK, at.batch, at.head, at.t);
+    let along_mask = p.views[MASK].tail.z;
+    let step_k = p.views[K_CACHE].tail.y;
+    let step_v = p.views[V_CACHE].tail.y;
+    let along_k = p.views[K_CACHE].tail.z;
+    let along_v = p.views[V_CACHE].tail.z;
+    var scratch: array<f32, 256>;
+    var x: array<vec4<f32>, 64>;
+    make_row(false, row_of(false, at, at.t), &scratch);
+    for (var c = 0u; c < D4; c++) { x[c] = four_of(&scratch, c); }
+    for (var c = 0u; c < E4; c++) { (*sum)[c] = vec4<f32>(0.0); }
+    var seen = Seen(LOWEST, 0.0);
+    var at_k = start(K_CACHE, at.batch, at.shared_, keys.first + lane);
+    var at_v = start(V_CACHE, at.batch, at.shared_, keys.first + lane);
+    for (var s = keys.first + lane; s < keys.fresh; s += lanes) {
+        var product = vec4<f32>(0.0);
+        for (var c = 0u; c < D4; c++) {
+            let j = vec4<u32>(at_k) + four(c, D, along_k);
+            product = fma(x[c], vec4<f32>(k_cache[j.x], k_cache[j.y], k_cache[j.z], k_cache[j.w]), product);
+        }
+        let value = score(product.x + product.y + product.z + product.w, mask_start + s * along_mask);
+        let now = see(&seen, value);
+        for (var c = 0u; c < E4; c++) {
+            let j = vec4<u32>(at_v) + four(c, E, along_v);
+            let row = vec4<f32>(v_cache[j.x], v_cache[j.y], v_cache[j.z], v_cache[j.w]);
+            (*sum)[c] = fma(vec4<f32>(now.y), row, (*sum)[c] * now.x);
+        }
+        at_k += lanes * step_k;
+        at_v += lanes * step_v;
+    }
+    for (var n = lane; n <= at.t; n += lanes) {
+        make_row(true, row_of(true, at, n), &scratch);
+        let at_v = start(V, at.batch, at.shared_, n);
+        let along = p.views[V].tail.z;
+        let s = at.position + i32(n);
+        if (s >= i32(keys.first) && s < i32(keys.end)) {
+            var product = vec4<f32>(0.0);
+            for (var c = 0u; c < D4; c++) { product = fma(x[c], four_of(&scratch, c), product); }
+            let value =
+                score(product.x + product.y + product.z + product.w, mask_start + u32(s) * along_mask);
+            let now = see(&seen, value);
+            for (var c = 0u; c < E4; c++) {
+                let j = vec4<u32>(at_v) + four(c, E, along);
+                (*sum)[c] = fma(vec4<f32>(now.y), vec4<f32>(v[j.x], v[j.y], v[j.z], v[j.w]), (*sum)[c] * now.x);
+            }
+        }
+        let to = s + select(0, i32(p.keys), s < 0);
+        if (n == at.t && at.head % p.group == 0u && to >= 0 && to < i32(p.keys)) {
+            let to_k = start(K_CACHE, at.batch, at.shared_, u32(to));
+            let to_v = start(V_CACHE, at.batch, at.shared_, u32(to));
+            for (var i = 0u; i < D; i++) { k_cache[to_k + i * along_k] = scratch[i]; }
+            for (var i = 0u; i < E; i++) { v_cache[to_v + i * along_v] = v[at_v + i * along]; }
+        }
+    }
+    return seen;
 }
 
-// A few invocations, each with its own keys; they meet once, at the end.
+// An invocation for a query; no workgroup memory.
 @compute @workgroup_size(WG)
 fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    zero = l >> 16u;
+    let row = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
+    if (row >= p.rows) { return; }
+    let at = place(row);
+    var sum: array<vec4<f32>, 64>;
+    let seen = attend(at, 0u, 1u, &sum);
+    let factor = divisor(seen.total, seen.total != 0.0, seen.most, at);
+    let to = start(OUT, at.batch, at.head, at.t);
+    for (var c = 0u; c < E4; c++) {
+        for (var i = 0u; i < 4u; i++) {
+            if (c * 4u + i < E) { out[to + (c * 4u + i) * p.views[OUT].tail.z] = sum[c][i] * factor; }
+        }
+    }
+}
+
+// A subgroup of eight lanes for a query; they divide the keys.
+@compute @workgroup_size(WG)
+fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
     zero = l >> 16u;
     let row = w.x + n.x * (w.y + n.y * w.z);
     if (row >= p.rows) { return; }
     let at = place(row);
-    prepare(at, l);
-    let keys = keys_of(at);
-    let k_start = start(K_CACHE, at.batch, at.shared_, 0u);
-    let v_start = start(V_CACHE, at.batch, at.shared_, 0u);
-    let v_fresh = start(V, at.batch, at.shared_, 0u);
-    let mask_start = start(MASK, at.batch, at.head, at.t);
-    let step_k = p.views[K_CACHE].tail.y;
-    let step_v = p.views[V_CACHE].tail.y;
-    var x: array<vec4<f32>, 64>;
     var sum: array<vec4<f32>, 64>;
-    for (var c = 0u; c < D4; c++) {
-        x[c] = select(vec4<f32>(0.0), turned4(0u, c), vec4<u32>(c * 4u) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(D));
-    }
-    for (var c = 0u; c < E4; c++) { sum[c] = vec4<f32>(0.0); }
-    var most = LOWEST;
-    var total = 0.0;
-    for (var s = keys.first + l; s < keys.end; s += WG) {
-        var product = vec4<f32>(0.0);
-        if (s < keys.fresh) {
-            for (var c = 0u; c < D4; c++) { product = fma(x[c], key4(k_start + s * step_k, c), product); }
-        } else {
-            for (var c = 0u; c < D4; c++) {
-                product = fma(x[c], turned4(u32(i32(s) - at.position + 1), c), product);
-            }
-        }
-        let value = score(product.x + product.y + product.z + product.w, mask_start + s * p.views[MASK].tail.z);
-        if (excluded(value)) { continue; }
-        let top = max(most, value);
-        let shrink = exp_(most - top);
-        let weight = exp_(value - top);
-        most = top;
-        total = total * shrink + weight;
-        if (s < keys.fresh) {
-            for (var c = 0u; c < E4; c++) {
-                sum[c] = fma(vec4<f32>(weight), value4(v_start + s * step_v, c), sum[c] * shrink);
-            }
-        } else {
-            let source = v_fresh + u32(i32(s) - at.position) * p.views[V].tail.y;
-            for (var c = 0u; c < E4; c++) { sum[c] = fma(vec4<f32>(weight), fresh4(source, c), sum[c] * shrink); }
-        }
-    }
-    partial[l] = most;
-    workgroupBarrier();
-    var top = LOWEST;
-    for (var i = 0u; i < WG; i++) { top = max(top, partial[i]); }
-    let shrink = exp_(most - top);
-    weights[l] = total * shrink;
-    for (var c = 0u; c < E4; c++) {
-        for (var i = 0u; i < 4u; i++) {
-            if (c * 4u + i < E) { lane_sums[l * E + c * 4u + i] = sum[c][i] * shrink; }
-        }
-    }
-    workgroupBarrier();
-    total = 0.0;
-    for (var i = 0u; i < WG; i++) { total += weights[i]; }
-    let factor = divisor(total, total != 0.0, top, at);
+    let seen = attend(at, l, 8u, &sum);
+    let most = subgroupMax(seen.most);
+    let shrink = exp_(seen.most - most);
+    let total = subgroupAdd(seen.total * shrink);
+    let factor = divisor(total, total != 0.0, most, at);
     let to = start(OUT, at.batch, at.head, at.t);
-    for (var c = l; c < E; c += WG) {
-        var column = 0.0;
-        for (var i = 0u; i < WG; i++) { column += lane_sums[i * E + c]; }
-        out[to + c * p.views[OUT].tail.z] = column * factor;
+    for (var c = 0u; c < E4; c++) {
+        let all = subgroupAdd(sum[c] * shrink) * factor;
+        for (var i = 0u; i < 4u; i++) {
+            if (l == i && c * 4u + i < E) { out[to + (c * 4u + i) * p.views[OUT].tail.z] = all[i]; }
+        }
     }
 }

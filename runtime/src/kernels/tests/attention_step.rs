@@ -193,7 +193,8 @@ fn check(case: &Case) {
     reads.push(vec![case.position as u32]);
     let reads: Vec<&[u32]> = reads.iter().map(Vec::as_slice).collect();
     // As much memory as desktop adapters have.
-    for device in [limits(), hardware()].map(|l| Limits { max_workgroup_memory: 32 << 10, ..l }) {
+    for device in [gpu.limits(), limits(), hardware()].map(|l| Limits { max_workgroup_memory: 32 << 10, ..l })
+    {
         let launch = spec.launch(&device).unwrap();
         let mut writes = [poisoned(&kc), poisoned(&vc), poison(expected.len())];
         gpu.run(&launch, &reads, &mut writes);
@@ -283,7 +284,7 @@ fn says_what_does_not_fit() {
     let shape = |rows: u32, width: u32| dense(&[1, rows, width], Scalar::F32);
     let at = dense(&[1], Scalar::I32);
     let attributes = plain([1, 1], [1, 1], [8, 8], 0).attributes;
-    let launch = |rows: u32, width: u32, attributes| {
+    let launch_on = |device: Limits, rows: u32, width: u32, attributes| {
         let (new, cache) = (shape(rows, width), shape(40, width));
         let (ready_q, ready_k) = (Ready::default(), Ready::default());
         let (q, k, v, out, k_cache, v_cache) = (&new, &new, &new, &new, &cache, &cache);
@@ -303,11 +304,15 @@ fn says_what_does_not_fit() {
             out,
             attributes,
         }
-        .launch(&limits())
+        .launch(&device)
     };
+    let launch = |rows, width, attributes| launch_on(limits(), rows, width, attributes);
+    assert!(launch(8, 256, attributes).is_ok());
+    assert!(launch_on(hardware(), 8, 256, attributes).is_ok());
+    let small = Limits { max_workgroup_memory: 8 << 10, ..hardware() };
+    assert!(launch_on(small, 8, 256, attributes).is_err(), "new keys that workgroup memory does not hold");
     assert!(launch(8, 64, attributes).is_ok());
     assert!(launch(9, 64, attributes).is_err(), "many tokens");
     assert!(launch(1, 260, attributes).is_err(), "a large head");
-    assert!(launch(8, 256, attributes).is_err(), "new keys that workgroup memory does not hold");
     assert!(launch(1, 64, Attributes { causal: false, ..attributes }).is_err());
 }
