@@ -126,6 +126,7 @@ pub(super) fn lower(graph: &Graph, limits: &Limits, options: &Options) -> Result
         l.visit(id)?;
     }
     l.outputs()?;
+    l.plan.drop_unread_host_steps();
     if l.unsupported.is_empty() { Ok(l.plan) } else { Err(ScheduleError::Unsupported(l.unsupported)) }
 }
 
