@@ -13,7 +13,8 @@ pub(super) fn validator(subgroups: bool) -> naga::valid::Validator {
     capabilities.set(naga::valid::Capabilities::SUBGROUP, subgroups);
     let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
     validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
-    validator.subgroup_operations(naga::valid::SubgroupOperationSet::BALLOT);
+    use naga::valid::SubgroupOperationSet as Set;
+    validator.subgroup_operations(Set::BALLOT | Set::ARITHMETIC);
     validator
 }
 

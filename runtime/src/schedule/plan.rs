@@ -225,6 +225,34 @@ pub struct Stats {
 }
 
 impl Plan {
+    /// Drops what the host would compute for nothing: indices of rows that kernels find by their position.
+    pub(super) fn drop_unread_host_steps(&mut self) {
+        let mut read = vec![false; self.host_values];
+        let mark = |read: &mut Vec<bool>, value: &HostValue| {
+            if let HostValue::Computed(n) = value
+                && let Some(read) = read.get_mut(*n)
+            {
+                *read = true;
+            }
+        };
+        let outputs = self.outputs.iter().filter_map(|o| match &o.source {
+            OutputSource::Host(value) => Some(value),
+            OutputSource::Device { .. } => None,
+        });
+        let uploads = self.uploads.iter().map(|u| &u.value);
+        outputs.chain(uploads).chain(self.checks.iter().map(|c| &c.value)).for_each(|v| mark(&mut read, v));
+        let (mut kept, mut end) = (vec![], self.host_values);
+        for step in self.host.drain(..).rev() {
+            let made = step.first_output..std::mem::replace(&mut end, step.first_output);
+            if read.get(made).is_some_and(|r| r.contains(&true)) {
+                step.inputs.iter().flatten().for_each(|v| mark(&mut read, v));
+                kept.push(step);
+            }
+        }
+        kept.reverse();
+        self.host = kept;
+    }
+
     /// The plan in numbers.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats {

@@ -1,7 +1,9 @@
 //! Every family against plain references, on the adapter at hand.
 
 mod attention;
+mod attention_step;
 mod elementwise;
+mod heads;
 mod indexing;
 mod lines;
 mod matmul;

@@ -15,7 +15,7 @@ use snlp_passes::eval::eval_op;
 use snlp_passes::ir::{Binary, Node, NodeId, Op, Reduce, Tensor, Unary, ValueId};
 
 use super::group::Group;
-use super::{Lowering, elementwise};
+use super::{Lowering, elementwise, heads};
 use crate::kernels::Activation;
 
 /// A matrix product with what is computed in the same dispatch.
@@ -88,6 +88,8 @@ pub(super) struct Chains {
     pub groups: HashMap<NodeId, Group>,
     pub norms: HashMap<NodeId, Scaled>,
     pub programs: HashMap<NodeId, Vec<NodeId>>,
+    /// By their attention.
+    pub heads: HashMap<NodeId, heads::Group>,
 }
 
 /// Operators that a program's steps can compute.
@@ -150,6 +152,7 @@ impl Lowering<'_> {
                 self.chains.products.insert(last, product);
             }
         }
+        self.find_heads(live);
         if self.options.fuse {
             self.find_groups(live, levels);
         }

@@ -9,6 +9,7 @@ mod chain;
 mod coded;
 mod elementwise;
 mod group;
+mod heads;
 mod linear;
 mod reshape;
 mod rows;
@@ -129,6 +130,7 @@ pub(super) fn lower(graph: &Graph, limits: &Limits, options: &Options) -> Result
         l.visit(id)?;
     }
     l.outputs()?;
+    l.plan.drop_unread_host_steps();
     if l.unsupported.is_empty() { Ok(l.plan) } else { Err(ScheduleError::Unsupported(l.unsupported)) }
 }
 
@@ -164,6 +166,17 @@ impl<'g> Lowering<'g> {
 
     fn visit(&mut self, id: NodeId) -> Result<(), ScheduleError> {
         let Some(node) = self.graph.node(id) else { return Ok(()) };
+        if let Some(group) = self.chains.heads.remove(&id) {
+            if self.step(node, &group).is_ok() {
+                return Ok(());
+            }
+            if self.make_ready(node, &group).is_err() {
+                for member in group.members {
+                    self.absorbed.remove(&member);
+                    self.visit(member)?;
+                }
+            }
+        }
         let done = if self.placement.host[id.index()] {
             self.on_host(node)
         } else if let Some(group) = self.chains.groups.get(&id).cloned() {
