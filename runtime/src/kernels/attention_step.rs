@@ -2,13 +2,16 @@
 //! in one dispatch.
 //!
 //! Bindings: `q`, `k`, `v`, `cos`, `sin`, `scale` of the queries, of the keys, `mask`, `sinks`, `position`, then
-//! `k_cache`, `v_cache` (read and written) and `out`, from 1 on. What is absent has no binding.
+//! `k_cache`, `v_cache` (read and written) and `out`, from 1 on; the caches at 14 and 15 where they are read in fours.
+//! What is absent has no binding.
 
 use snlp_passes::ir::{Attention as Attributes, Rotary, RotaryTable};
 
 use super::heads::{norm_code, table_shape};
 use super::layout::{Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
-use super::{HeadNorm, KernelError, Launch, Limits, MAX_HEAD, NormKind, Operand, PipelineKey, Roles, Scalar};
+use super::{
+    HeadNorm, KernelError, Launch, Limits, MAX_HEAD, NormKind, Operand, PipelineKey, Roles, Scalar, View,
+};
 
 const KERNEL: &str = "attention_step";
 /// Leading axes, before the heads.
@@ -72,6 +75,14 @@ struct Sizes {
     e: u32,
 }
 
+/// Whether the columns of each row are whole fours of the buffer.
+fn lies_in_fours(cache: &Operand) -> bool {
+    let View { shape, strides, offset } = &cache.view;
+    let split = strides.split_last().filter(|(along, _)| **along == 1);
+    let rows = split.is_some_and(|(_, rows)| rows.iter().all(|s| s.is_multiple_of(4)));
+    rows && offset.is_multiple_of(4) && shape.last().is_some_and(|d| d.is_multiple_of(4))
+}
+
 impl AttentionStep<'_> {
     /// The dispatch.
     ///
@@ -84,6 +95,7 @@ impl AttentionStep<'_> {
         let (batch, views) = self.views(&sizes)?;
         let rows = count(KERNEL, &self.out.view.shape)?.checked_div(e).unwrap_or(0);
         let (entry, workgroup, each) = self.shape_of_workgroup(&sizes, limits)?;
+        let fours = limits.software && [self.k_cache, self.v_cache].into_iter().all(lies_in_fours);
         let a = &self.attributes;
         let epsilon = |ready: &Ready| ready.norm.as_ref().map_or(0.0, |n| n.epsilon);
         let mut words = Words::new().array(&batch, 4);
@@ -122,6 +134,7 @@ impl AttentionStep<'_> {
             ("SOFTCAP", a.softcap.is_some().into()),
             ("SAFE", a.safe.into()),
             ("SINKS", self.sinks.is_some().into()),
+            ("FOURS", fours.into()),
         ];
         constants.extend(flags.iter().filter(|(_, value)| *value > 0));
         Ok(Launch {
@@ -132,7 +145,7 @@ impl AttentionStep<'_> {
                 constants: constants.into_iter().map(|(name, value)| constant(name, value)).collect(),
             },
             params,
-            roles: self.roles(),
+            roles: self.roles(fours),
             grid: grid(KERNEL, rows.div_ceil(each).into(), limits)?,
             flops: 2 * u64::from(rows) * u64::from(keys) * u64::from(d + e),
             bytes: self.operands().into_iter().flatten().map(touched).sum(),
@@ -160,7 +173,7 @@ impl AttentionStep<'_> {
         ]
     }
 
-    fn roles(&self) -> Roles {
+    fn roles(&self, fours: bool) -> Roles {
         let tables = self.ready_q.tables.is_some() || self.ready_k.tables.is_some();
         let [.., scale_q, scale_k] = self.operands();
         let present = [
@@ -176,7 +189,7 @@ impl AttentionStep<'_> {
             (10, true),
         ];
         let reads = present.into_iter().filter(|(_, present)| *present).map(|(n, _)| n).collect();
-        Roles { reads, writes: vec![11, 12, 13] }
+        Roles { reads, writes: if fours { vec![14, 15, 13] } else { vec![11, 12, 13] } }
     }
 
     fn sizes(&self) -> Result<Sizes, KernelError> {
@@ -233,7 +246,7 @@ impl AttentionStep<'_> {
         let Sizes { heads, key_heads, queries, keys, d, e } = *sizes;
         let (q, k, v) = ([heads, queries, d], [key_heads, queries, d], [key_heads, queries, e]);
         let table = |tail: [u32; 3]| {
-            let x = super::View::dense(&with(tail));
+            let x = View::dense(&with(tail));
             table_shape(KERNEL, &x, self.rotary)
         };
         let (table_q, table_k) = match self.rotary {

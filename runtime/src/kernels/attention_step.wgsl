@@ -61,6 +61,9 @@ const SCALE_K = 13u;
 @group(0) @binding(11) var<storage, read_write> k_cache: array<f32>;
 @group(0) @binding(12) var<storage, read_write> v_cache: array<f32>;
 @group(0) @binding(13) var<storage, read_write> out: array<f32>;
+// The caches, when FOURS.
+@group(0) @binding(14) var<storage, read_write> k_fours: array<vec4<f32>>;
+@group(0) @binding(15) var<storage, read_write> v_fours: array<vec4<f32>>;
 
 override WG: u32 = 128u;
 // Columns of keys and values.
@@ -83,6 +86,8 @@ override WINDOW: bool = false;
 override SOFTCAP: bool = false;
 override SAFE: bool = false;
 override SINKS: bool = false;
+// Columns of the caches lie side by side, and rows begin at fours of them.
+override FOURS: bool = false;
 
 // Invocations that make a row ready together.
 const LANES: u32 = 32u;
@@ -537,15 +542,23 @@ fn attend(at: Place, lane: u32, lanes: u32, sum: ptr<function, array<vec4<f32>, 
     for (var s = keys.first + lane; s < keys.fresh; s += lanes) {
         var product = vec4<f32>(0.0);
         for (var c = 0u; c < D4; c++) {
-            let j = vec4<u32>(at_k) + four(c, D, along_k);
-            product = fma(x[c], vec4<f32>(k_cache[j.x], k_cache[j.y], k_cache[j.z], k_cache[j.w]), product);
+            if (FOURS) {
+                product = fma(x[c], k_fours[at_k / 4u + c], product);
+            } else {
+                let j = vec4<u32>(at_k) + four(c, D, along_k);
+                product = fma(x[c], vec4<f32>(k_cache[j.x], k_cache[j.y], k_cache[j.z], k_cache[j.w]), product);
+            }
         }
         let value = score(product.x + product.y + product.z + product.w, mask_start + s * along_mask);
         let now = see(&seen, value);
         for (var c = 0u; c < E4; c++) {
-            let j = vec4<u32>(at_v) + four(c, E, along_v);
-            let row = vec4<f32>(v_cache[j.x], v_cache[j.y], v_cache[j.z], v_cache[j.w]);
-            (*sum)[c] = fma(vec4<f32>(now.y), row, (*sum)[c] * now.x);
+            if (FOURS) {
+                (*sum)[c] = fma(vec4<f32>(now.y), v_fours[at_v / 4u + c], (*sum)[c] * now.x);
+            } else {
+                let j = vec4<u32>(at_v) + four(c, E, along_v);
+                let row = vec4<f32>(v_cache[j.x], v_cache[j.y], v_cache[j.z], v_cache[j.w]);
+                (*sum)[c] = fma(vec4<f32>(now.y), row, (*sum)[c] * now.x);
+            }
         }
         at_k += lanes * step_k;
         at_v += lanes * step_v;
@@ -570,8 +583,16 @@ fn attend(at: Place, lane: u32, lanes: u32, sum: ptr<function, array<vec4<f32>, 
         if (n == at.t && at.head % p.group == 0u && to >= 0 && to < i32(p.keys)) {
             let to_k = start(K_CACHE, at.batch, at.shared_, u32(to));
             let to_v = start(V_CACHE, at.batch, at.shared_, u32(to));
-            for (var i = 0u; i < D; i++) { k_cache[to_k + i * along_k] = scratch[i]; }
-            for (var i = 0u; i < E; i++) { v_cache[to_v + i * along_v] = v[at_v + i * along]; }
+            if (FOURS) {
+                for (var c = 0u; c < D4; c++) { k_fours[to_k / 4u + c] = four_of(&scratch, c); }
+                for (var c = 0u; c < E4; c++) {
+                    let j = vec4<u32>(at_v) + four(c, E, along);
+                    v_fours[to_v / 4u + c] = vec4<f32>(v[j.x], v[j.y], v[j.z], v[j.w]);
+                }
+            } else {
+                for (var i = 0u; i < D; i++) { k_cache[to_k + i * along_k] = scratch[i]; }
+                for (var i = 0u; i < E; i++) { v_cache[to_v + i * along_v] = v[at_v + i * along]; }
+            }
         }
     }
     return seen;
