@@ -1,4 +1,5 @@
 //! How many dispatches a forward and a decoding step take, counted in the schedule for a typical GPU.
+#![allow(clippy::expect_used)]
 
 use std::path::Path;
 

@@ -67,6 +67,17 @@ impl Gpu {
         Limits { subgroup_size: self.subgroup_size, ..limits() }
     }
 
+    /// Whether the device binds as many buffers as a dispatch wants; says so where it does not.
+    pub(super) fn binds(&self, launch: &Launch) -> bool {
+        let (wanted, most) =
+            (launch.roles.all().count(), self.device.limits().max_storage_buffers_per_shader_stage);
+        let fits = wanted <= most as usize;
+        if !fits {
+            eprintln!("skipped: {wanted} buffers of {}, the device binds {most}", launch.pipeline.source);
+        }
+        fits
+    }
+
     fn open() -> Option<Gpu> {
         let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
         descriptor.backends = wgpu::Backends::PRIMARY;

@@ -14,6 +14,7 @@ use std::ops::Range;
 use snlp_passes::ir::{DType, Op, Tensor};
 
 use super::constants::Constant;
+use super::levels;
 use crate::kernels::{Launch, Scalar};
 
 /// Where a value lies on the device.
@@ -212,16 +213,31 @@ pub struct Stats {
     pub state_bytes: u64,
     /// Bytes of the recycled buffers: the predicted peak of activations.
     pub activation_bytes: u64,
+    /// Bytes of the activations that are in use at the worst level: what no recycling can go below.
+    pub live_bytes: u64,
     /// Bytes of activations if nothing were recycled.
     pub unshared_bytes: u64,
     /// Bytes uploaded and read back in one forward.
     pub transfer_bytes: u64,
+    /// Bytes of the kernels' parameters.
+    pub parameter_bytes: u64,
     /// Bytes that the kernels read and write at least once.
     pub bytes: u64,
     /// Floating-point operations.
     pub flops: u64,
     /// Launches by kernel.
     pub kernels: BTreeMap<String, usize>,
+}
+
+impl Stats {
+    /// Bytes on the device in all: weights, states, activations, what is transferred, parameters.
+    pub fn device_bytes(&self) -> u64 {
+        self.weight_bytes
+            + self.state_bytes
+            + self.activation_bytes
+            + self.transfer_bytes
+            + self.parameter_bytes
+    }
 }
 
 impl Plan {
@@ -261,6 +277,8 @@ impl Plan {
             host_steps: self.host.len(),
             weight_bytes: self.constants.iter().map(Constant::bytes).sum(),
             activation_bytes: self.buffers.iter().sum(),
+            live_bytes: levels::peak(&self.slots, &self.steps, &self.levels, &self.outputs),
+            parameter_bytes: self.params.len() as u64 * 4,
             ..Stats::default()
         };
         for slot in &self.slots {
