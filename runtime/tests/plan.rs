@@ -6,7 +6,9 @@ mod common;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use common::*;
-use snlp_passes::ir::{Attention, Binary, DType, Dim, Graph, Op, Opaque, Tensor, Type, Unary, validate};
+use snlp_passes::ir::{
+    Attention, Binary, DType, Dim, Graph, Op, Opaque, Reduce, Tensor, Type, Unary, ValueId, validate,
+};
 use snlp_runtime::kernels::{Limits, Scalar};
 use snlp_runtime::schedule::{HostValue, Options, OutputSource, Place, Plan, ScheduleError, plan};
 
@@ -69,6 +71,39 @@ fn an_mlp_is_three_dispatches() {
     assert_eq!((stats.dispatches, stats.levels), (3, 3), "{}", p.dump());
     assert_eq!(stats.kernels.iter().find(|(k, _)| k.starts_with("matmul")).map(|(_, n)| *n), Some(2));
     assert!(stats.activation_bytes < stats.unshared_bytes + 256 * 4);
+}
+
+/// `rounds` divisions by sums of rows and columns in turns; what each of them makes.
+fn balanced(rounds: usize, epsilon: Option<f32>) -> (Graph, Vec<ValueId>) {
+    let mut g = Graph::new("balanced");
+    let x = float_input(&mut g, "x", known(&[3, 4, 4]));
+    let mut made = vec![add(&mut g, Op::Unary(Unary::Exp), &[x])];
+    for round in 0..rounds {
+        let x = made[round];
+        let axes = vec![2 - round % 2];
+        let mut sum = add(&mut g, Op::Reduce { op: Reduce::Sum, axes, keepdims: true }, &[x]);
+        if let Some(epsilon) = epsilon {
+            let epsilon = g.scalar(epsilon);
+            sum = binary(&mut g, Binary::Add, sum, epsilon);
+        }
+        made.push(binary(&mut g, Binary::Div, x, sum));
+    }
+    (g, made)
+}
+
+#[test]
+fn divisions_by_sums_of_rows_and_columns_are_one_dispatch() {
+    for epsilon in [None, Some(1e-6)] {
+        let (mut g, made) = balanced(7, epsilon);
+        g.add_output("y", made[7]);
+        assert_eq!(planned(&g).stats().dispatches, 2, "{}", planned(&g).dump());
+        // What is returned or read on the way parts the chain.
+        g.add_output("z", made[4]);
+        assert_eq!(planned(&g).stats().dispatches, 3, "{}", planned(&g).dump());
+        let read = add(&mut g, Op::Unary(Unary::Neg), &[made[2]]);
+        g.add_output("r", read);
+        assert_eq!(planned(&g).stats().dispatches, 5, "{}", planned(&g).dump());
+    }
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod norm;
 mod program;
 mod reduce;
 mod scan;
+mod sinkhorn;
 mod softmax;
 mod specialise;
 mod table;
@@ -61,6 +62,7 @@ pub use program::{
 };
 pub use reduce::Reduce;
 pub use scan::CumSum;
+pub use sinkhorn::{MAX_ELEMENTS as SINKHORN_ELEMENTS, MAX_STEPS as SINKHORN_STEPS, Sinkhorn, Sums};
 pub use softmax::Softmax;
 pub use specialise::specialised;
 pub use table::{SOURCES, Source, shader_text};

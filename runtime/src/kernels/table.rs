@@ -46,6 +46,7 @@ pub const SOURCES: &[Source] = sources![
     "reduce",
     "scan",
     "scatter",
+    "sinkhorn",
     "softmax",
     "topk",
 ];

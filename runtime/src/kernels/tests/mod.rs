@@ -8,4 +8,5 @@ mod indexing;
 mod lines;
 mod matmul;
 mod quantized;
+mod sinkhorn;
 mod topk;

@@ -14,6 +14,7 @@ mod linear;
 mod reshape;
 mod rows;
 mod select;
+mod sinkhorn;
 
 use std::collections::{HashMap, HashSet};
 
@@ -264,6 +265,9 @@ impl<'g> Lowering<'g> {
         }
         if self.chains.products.contains_key(&id) {
             return self.product(id, node);
+        }
+        if let Some(balance) = self.chains.balances.get(&id).cloned() {
+            return self.balance(node, &balance);
         }
         match &node.op {
             Op::Dequantize { blocks } if blocks.is_some() || self.is_coded(node) => {
