@@ -384,3 +384,115 @@ fn heads_without_caches() {
         agrees(&of.graph(), &[input("x", x), input("position", Tensor::scalar(3i64))], 2e-4);
     }
 }
+
+/// A state `[2, 5, 12]`, normalised, and products of it that are told by name.
+struct Shared {
+    g: Graph,
+    x: ValueId,
+    normed: ValueId,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let mut g = Graph::new("shared");
+        let x = float_input(&mut g, "x", known(&[2, 5, 12]));
+        let scale = g.constant(noise(7, &[12]));
+        let normed = add(&mut g, Op::RmsNorm { axis: 2, epsilon: 1e-5 }, &[x, scale]);
+        Shared { g, x, normed }
+    }
+
+    fn product(&mut self, seed: u32, columns: usize) -> ValueId {
+        let w = self.g.constant(noise(seed, &[12, columns]));
+        add(&mut self.g, Op::MatMul, &[self.normed, w])
+    }
+
+    /// Half of the columns of a value `[2, 5, 2 n]`.
+    fn half(&mut self, v: ValueId, n: i64, upper: bool) -> ValueId {
+        let (start, end) = if upper { (n, i64::MAX) } else { (0, n) };
+        let bounds = [self.g.ints(&[start]), self.g.ints(&[end])];
+        add(&mut self.g, Op::Slice { axes: vec![2], steps: vec![1] }, &[v, bounds[0], bounds[1]])
+    }
+
+    #[track_caller]
+    fn agrees(&mut self, outputs: &[ValueId]) {
+        self.g.outputs.clear();
+        for (n, v) in outputs.iter().enumerate() {
+            self.g.add_output(&format!("y{n}"), *v);
+        }
+        agrees(&self.g, &[input("x", noise(1, &[2, 5, 12]))], 1e-5);
+    }
+}
+
+#[test]
+fn products_of_one_operand() {
+    let mut s = Shared::new();
+    let (q, k, v) = (s.product(1, 12), s.product(2, 4), s.product(3, 4));
+    s.agrees(&[q, k, v]);
+    // Epilogues: a bias, a function, a factor, the state itself.
+    let bias = s.g.constant(noise(9, &[12]));
+    let q = binary(&mut s.g, Binary::Add, q, bias);
+    let k = add(&mut s.g, Op::Unary(Unary::Silu), &[k]);
+    let factor = s.g.scalar(-0.25f32);
+    let w = s.product(4, 12);
+    let w = binary(&mut s.g, Binary::Mul, w, factor);
+    let w = binary(&mut s.g, Binary::Add, w, s.x);
+    s.agrees(&[q, k, v, w]);
+    // What is made of another of them comes later.
+    let chained = s.product(5, 12);
+    let chained = binary(&mut s.g, Binary::Add, chained, q);
+    s.agrees(&[q, chained, v]);
+    // The norm's result is read elsewhere too.
+    let also = add(&mut s.g, Op::Unary(Unary::Neg), &[s.normed]);
+    s.agrees(&[q, k, also]);
+    s.agrees(&[q, k, s.normed]);
+}
+
+#[test]
+fn gates_and_squares() {
+    for u in [Unary::Silu, Unary::GeluTanh, Unary::Sigmoid, Unary::Relu] {
+        let mut s = Shared::new();
+        let (gate, up) = (s.product(1, 9), s.product(2, 9));
+        let open = add(&mut s.g, Op::Unary(u), &[gate]);
+        let y = binary(&mut s.g, Binary::Mul, open, up);
+        let turned = binary(&mut s.g, Binary::Mul, up, open);
+        s.agrees(&[y]);
+        s.agrees(&[turned]);
+        s.agrees(&[y, turned]);
+        s.agrees(&[y, open]);
+    }
+    let mut s = Shared::new();
+    let relu = s.product(1, 9);
+    let relu = add(&mut s.g, Op::Unary(Unary::Relu), &[relu]);
+    let square = binary(&mut s.g, Binary::Mul, relu, relu);
+    s.agrees(&[square]);
+    s.agrees(&[square, relu]);
+    for power in [2.0f32, 3.0] {
+        let power = s.g.scalar(power);
+        let y = binary(&mut s.g, Binary::Pow, relu, power);
+        s.agrees(&[y]);
+    }
+}
+
+#[test]
+fn halves_of_one_product_as_gate() {
+    for (bias, upper) in [(false, false), (true, true), (true, false)] {
+        let mut s = Shared::new();
+        let mut both = s.product(1, 14);
+        if bias {
+            let bias = s.g.constant(noise(5, &[14]));
+            both = binary(&mut s.g, Binary::Add, both, bias);
+        }
+        let (gate, up) = (s.half(both, 7, upper), s.half(both, 7, !upper));
+        let open = add(&mut s.g, Op::Unary(Unary::Silu), &[gate]);
+        let y = binary(&mut s.g, Binary::Mul, open, up);
+        s.agrees(&[y]);
+        s.agrees(&[y, up]);
+        s.agrees(&[y, both]);
+    }
+    // Twice the same half is no gate of two.
+    let mut s = Shared::new();
+    let both = s.product(1, 14);
+    let (a, b) = (s.half(both, 7, true), s.half(both, 7, true));
+    let y = binary(&mut s.g, Binary::Mul, a, b);
+    s.agrees(&[y]);
+}

@@ -73,6 +73,36 @@ fn an_mlp_is_three_dispatches() {
     assert!(stats.activation_bytes < stats.unshared_bytes + 256 * 4);
 }
 
+#[test]
+fn a_gate_is_one_dispatch_with_its_norm() {
+    // Two products, or the halves of one.
+    for together in [false, true] {
+        let mut g = Graph::new("gate");
+        let x = float_input(&mut g, "x", known(&[2, 5, 12]));
+        let normed = add(&mut g, Op::RmsNorm { axis: 2, epsilon: 1e-5 }, &[x]);
+        let mut product = |seed, columns: usize| {
+            let w = g.constant(noise(seed, &[12, columns]));
+            add(&mut g, Op::MatMul, &[normed, w])
+        };
+        let [gate, up] = if together {
+            let both = product(1, 18);
+            [[0, 9], [9, 18]].map(|[start, end]| {
+                let bounds = [g.ints(&[start]), g.ints(&[end])];
+                add(&mut g, Op::Slice { axes: vec![2], steps: vec![1] }, &[both, bounds[0], bounds[1]])
+            })
+        } else {
+            [product(1, 9), product(2, 9)]
+        };
+        let open = add(&mut g, Op::Unary(Unary::Silu), &[gate]);
+        let y = binary(&mut g, Binary::Mul, open, up);
+        g.add_output("y", y);
+        assert_eq!(planned(&g).stats().dispatches, 1, "{}", planned(&g).dump());
+        // Read by something else, the gate has a result of its own.
+        g.add_output("gate", open);
+        assert!(planned(&g).stats().dispatches > 1, "{}", planned(&g).dump());
+    }
+}
+
 /// `rounds` divisions by sums of rows and columns in turns; what each of them makes.
 fn balanced(rounds: usize, epsilon: Option<f32>) -> (Graph, Vec<ValueId>) {
     let mut g = Graph::new("balanced");

@@ -24,6 +24,8 @@ use crate::kernels::Activation;
 pub(super) struct Product {
     /// The MatMul or Gemm.
     pub node: NodeId,
+    /// The first and the number of those of its columns that are computed; all of them by default.
+    pub columns: Option<(u32, u32)>,
     /// Axes of its result that are summed over.
     pub contract: Vec<usize>,
     /// Added first.
@@ -45,7 +47,7 @@ impl Product {
     }
 
     /// Whether nothing but a bias does.
-    fn is_biased(&self) -> bool {
+    pub fn is_biased(&self) -> bool {
         self.is_affine() && self.alpha == 1.0
     }
 }
@@ -110,7 +112,7 @@ pub(super) fn is_elementwise(op: &Op) -> bool {
 }
 
 /// The product's epilogue for an activation.
-fn epilogue(u: Unary) -> Option<Activation> {
+pub(super) fn epilogue(u: Unary) -> Option<Activation> {
     Some(match u {
         Unary::Relu => Activation::Relu,
         Unary::Silu => Activation::Silu,
@@ -141,6 +143,7 @@ impl Lowering<'_> {
             }
             let mut product = Product {
                 node: *id,
+                columns: None,
                 contract: vec![],
                 bias: gemm_bias.map(|v| Addend { what: Added::Value(v), like: node.outputs[0] }),
                 activation: Activation::None,

@@ -9,14 +9,15 @@
 //!            └▶ MatMul(up) ─────────────┘
 //! ```
 //!
-//! A group is computed where its first product stands. So whatever its epilogues read must be there already: it lies on
+//! Gate and up may be the two halves of one product, told apart by slices. A group is computed where its first product
+//! stands. So whatever its epilogues read must be there already: it lies on
 //! an earlier level of the graph than the products. Where a kernel refuses a group, its members are computed one by one.
 
 use std::collections::HashMap;
 
 use snlp_passes::ir::{Binary, Node, NodeId, Op, ValueId};
 
-use super::chain::{Added, Product, Scaled};
+use super::chain::{Added, Product, Scaled, epilogue};
 use super::linear::{Norm, Operands};
 use super::{Done, Failure, Home, Lowering, unsupported};
 use crate::kernels::{Activation, MAX_PARTS, NormKind, takes_norm};
@@ -31,6 +32,14 @@ pub(super) struct Group {
     products: Vec<Product>,
     /// The product of the two, instead of each.
     gate: Option<NodeId>,
+    /// Where the two are halves of one: that, and what stands between it and the gate, in order.
+    whole: Option<(Product, Vec<NodeId>)>,
+}
+
+impl Group {
+    fn of(products: Vec<Product>, gate: Option<NodeId>) -> Self {
+        Group { norm: None, products, gate, whole: None }
+    }
 }
 
 impl Lowering<'_> {
@@ -58,12 +67,16 @@ impl Lowering<'_> {
                 // The factor with a function comes first.
                 let plain = first.activation == Activation::None;
                 let products = if plain { vec![second, first] } else { vec![first, second] };
-                groups.push(Group { norm: None, products, gate: Some(gate) });
+                groups.push(Group::of(products, Some(gate)));
             }
             for product in alone {
+                if let Some(group) = self.halves_of(&product) {
+                    groups.push(group);
+                    continue;
+                }
                 match groups.iter_mut().find(|g| self.has_room_for(g, &product)) {
                     Some(group) => group.products.push(product),
-                    None => groups.push(Group { norm: None, products: vec![product], gate: None }),
+                    None => groups.push(Group::of(vec![product], None)),
                 }
             }
             let norm = self.norm_for(left, &groups);
@@ -143,6 +156,56 @@ impl Lowering<'_> {
         None
     }
 
+    /// A product of which one half of the columns, behind a function, is multiplied with the other.
+    fn halves_of(&mut self, product: &Product) -> Option<Group> {
+        let whole = product.is_biased() && product.alpha == 1.0 && !self.results.contains(&product.out);
+        let slices = match self.users[product.out.index()][..] {
+            [a, b] if whole => [a, b],
+            _ => return None,
+        };
+        let last = self.shape(product.out).ok()?.len().checked_sub(1)?;
+        let wide = *self.shape(product.out).ok()?.last()?;
+        let mut halves = vec![];
+        for slice in slices {
+            let node = self.graph.node(slice).filter(|_| !self.placement.host[slice.index()])?;
+            let out = node.outputs[0];
+            let (Op::Slice { axes, steps }, Some(start)) = (&node.op, node.input(1)) else { return None };
+            let start = *self.statics.ints(start)?.first()?;
+            let width = *self.shape(out).ok()?.last()?;
+            if axes[..] != [last]
+                || steps[..] != [1]
+                || node.input(0) != Some(product.out)
+                || 2 * width != wide
+            {
+                return None;
+            }
+            let start = u32::try_from(if start < 0 { start + i64::from(wide) } else { start }).ok()?;
+            let mut half = Product { columns: Some((start, width)), out, ..product.clone() };
+            half.bias.iter_mut().for_each(|bias| bias.like = out);
+            let mut nodes = vec![slice];
+            let mut user = self.only_user(out)?;
+            if let Some(Node { op: Op::Unary(u), outputs, .. }) = self.graph.node(user) {
+                half.activation = epilogue(*u)?;
+                half.out = outputs[0];
+                nodes.push(user);
+                user = self.only_user(outputs[0])?;
+            }
+            if nodes.iter().any(|n| self.is_taken(*n)) {
+                return None;
+            }
+            halves.push((half, nodes, user));
+        }
+        let [(first, mut nodes, gate), (second, more, other)] = <[_; 2]>::try_from(halves).ok()?;
+        let node = self.graph.node(gate).filter(|n| n.op == Op::Binary(Binary::Mul) && gate == other)?;
+        let starts = [first.columns?.0, second.columns?.0];
+        let apart = starts == [0, wide / 2] || starts == [wide / 2, 0];
+        if !apart || self.is_taken(gate) || self.shape(node.outputs[0]).ok()? != self.shape(first.out).ok()? {
+            return None;
+        }
+        nodes.extend(more);
+        Some(Group { whole: Some((product.clone(), nodes)), ..Group::of(vec![first, second], Some(gate)) })
+    }
+
     /// Whether right operands are of one type and differ in the number of their columns at most.
     fn are_alike(&self, one: &Product, other: &Product) -> bool {
         let right = |p: &Product| self.graph.node(p.node).and_then(|n| n.input(1));
@@ -213,6 +276,13 @@ impl Lowering<'_> {
             self.absorbed.insert(product.node);
         }
         self.absorbed.extend(group.gate);
+        if let Some((product, nodes)) = &group.whole {
+            if let Some(last) = self.graph.producer(product.out) {
+                self.chains.products.remove(&last);
+                self.absorbed.insert(last);
+            }
+            self.absorbed.extend(nodes);
+        }
         self.chains.groups.insert(key, group);
     }
 
@@ -252,7 +322,11 @@ impl Lowering<'_> {
         for product in &group.products {
             let Some(node) = self.graph.node(product.node) else { return Ok(()) };
             let Some(b) = node.input(1) else { return unsupported("an operand is missing") };
-            let (a, b, code) = self.factors(node, a.clone(), b)?;
+            let (a, mut b, mut code) = self.factors(node, a.clone(), b)?;
+            if product.columns.is_some() {
+                b = product.cut(&b)?;
+                code = code.map(|c| c.map(|at| product.cut(at))).transpose()?;
+            }
             let shared = if gate.is_some() { parts.first().map(|p| p.made.clone()) } else { None };
             let to = gate.map_or(product.out, |g| g.outputs[0]);
             parts.push(self.arranged(&name, product, (&a, &b, &code), to, shared)?);
@@ -300,12 +374,25 @@ impl Lowering<'_> {
         {
             self.norm(last, scaled)?;
         }
-        for product in &group.products {
+        let products = match &group.whole {
+            Some((whole, _)) => std::slice::from_ref(whole),
+            None => &group.products,
+        };
+        for product in products {
             if let Some(id) = self.graph.producer(product.out)
                 && let Some(last) = self.graph.node(id)
             {
                 self.chains.products.insert(id, product.clone());
                 self.product(id, last)?;
+            }
+        }
+        for id in group.whole.iter().flat_map(|(_, nodes)| nodes) {
+            let Some(node) = self.graph.node(*id) else { continue };
+            if let Op::Slice { .. } = node.op {
+                self.view(node)?;
+            } else {
+                self.chains.programs.insert(*id, vec![*id]);
+                self.elementwise(*id)?;
             }
         }
         if let Some(gate) = group.gate {

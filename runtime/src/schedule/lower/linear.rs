@@ -45,6 +45,19 @@ fn view(at: &Located, view: Option<View>) -> Done<Located> {
     }
 }
 
+impl Product {
+    /// Of something as wide as the whole product, the columns that are computed.
+    pub(super) fn cut(&self, at: &Located) -> Done<Located> {
+        let axis = at.view.shape.len().saturating_sub(1);
+        match (self.columns, at.view.shape.last()) {
+            (Some((start, count)), Some(wide)) if *wide != 1 => {
+                view(at, views::slice(&at.view, axis, start, 1, count))
+            }
+            _ => Ok(at.clone()),
+        }
+    }
+}
+
 impl Lowering<'_> {
     /// Lowers the product whose last node is `id`.
     pub(super) fn product(&mut self, id: NodeId, last: &Node) -> Done {
@@ -163,6 +176,7 @@ impl Lowering<'_> {
                 Added::Tensor(tensor) => self.literal(name, tensor)?,
             };
             let at = self.as_words(name, at)?;
+            let at = if product.columns.is_some() { product.cut(&at)? } else { at };
             let full = self.shape(*like)?;
             let wide = view(&at, views::broadcast(&at.view, &full))?;
             added.push(Some(match to_out(&wide) {
