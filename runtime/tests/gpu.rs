@@ -496,3 +496,36 @@ fn halves_of_one_product_as_gate() {
     let y = binary(&mut s.g, Binary::Mul, a, b);
     s.agrees(&[y]);
 }
+
+#[test]
+fn products_that_wait_for_more_than_their_left_operand() {
+    // A product with a transposition of another, as in linear attention; and one behind a softmax of its own.
+    let mut s = Shared::new();
+    let k = s.product(1, 12);
+    let turned = add(&mut s.g, Op::Transpose { perm: vec![0, 2, 1] }, &[k]);
+    let y = add(&mut s.g, Op::MatMul, &[s.normed, turned]);
+    s.agrees(&[k, y]);
+    let soft = add(&mut s.g, Op::Softmax { axis: 2 }, &[turned]);
+    let z = add(&mut s.g, Op::MatMul, &[s.normed, soft]);
+    s.agrees(&[y, z]);
+    s.agrees(&[k, y, z]);
+    // The first has no columns.
+    let none = s.product(5, 0);
+    let some = s.product(6, 8);
+    s.agrees(&[none, some]);
+}
+
+#[test]
+fn epilogues_keep_what_is_no_number() {
+    for u in [Unary::Relu, Unary::Sigmoid, Unary::Tanh, Unary::Silu, Unary::GeluErf, Unary::GeluTanh] {
+        let mut g = Graph::new("nan");
+        let x = float_input(&mut g, "x", known(&[1, 3]));
+        let w = g.constant(noise(1, &[3, 2]));
+        let y = add(&mut g, Op::MatMul, &[x, w]);
+        let y = add(&mut g, Op::Unary(u), &[y]);
+        let y = if u == Unary::Relu { binary(&mut g, Binary::Mul, y, y) } else { y };
+        g.add_output("y", y);
+        let x = Tensor::from_vec(vec![1, 3], vec![1.0f32, f32::NAN, 2.0]).unwrap();
+        agrees(&g, &[input("x", x)], 1e-6);
+    }
+}

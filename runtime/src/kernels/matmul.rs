@@ -254,11 +254,12 @@ impl Matmul<'_> {
             if self.contract > 0 || norm.bias.is_some() && norm.kind == NormKind::Rms {
                 return unsupported("a norm before a sum, or an RMS norm with a bias");
             }
-            if problem.inner[1][1] != 0 || problem.inner[2][1] != 0 {
-                return unsupported("a norm with a factor for each row");
-            }
         }
         problem.join_rows();
+        // Joined rows may have brought factors of their own.
+        if problem.inner[1][1] != 0 || problem.inner[2][1] != 0 {
+            return unsupported("a norm with a factor for each row");
+        }
         problem.batch = problem.batch.at_most(KERNEL, MAX_BATCH)?;
         Ok(problem)
     }

@@ -315,7 +315,9 @@ fn erf_(x: f32) -> f32 {
     return select(1.0 - c, c - 1.0, x < 0.0);
 }
 
+// The functions bound their arguments, which would make numbers of NaN.
 fn activate(op: u32, x: f32) -> f32 {
+    if ((bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u) { return x; }
     switch (op) {
         case 1u: { return max(x, 0.0); }
         case 2u: { return x * sigmoid(x); }

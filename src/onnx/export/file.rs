@@ -157,6 +157,11 @@ pub(crate) fn write(exported: &Exported, path: &Path, external_data: bool) -> Re
 }
 
 fn cannot_write(path: &Path, e: std::io::Error) -> OnnxError {
+    if e.kind() == std::io::ErrorKind::UnexpectedEof {
+        let reason = "cannot be written: the file that its weights come from became shorter meanwhile";
+        return OnnxError::io(path, reason, e)
+            .remedy("see what writes to the model that is read, and convert it again");
+    }
     OnnxError::io(path, "cannot be written", e).remedy(if folder_of(path).is_dir() {
         "check the permissions of the folder and the space left on the device"
     } else {

@@ -387,6 +387,20 @@ fn rows_are_normalised_as_they_are_read() {
 }
 
 #[test]
+fn a_norm_with_a_factor_for_each_row_is_refused() {
+    // One row of each batch element, whose factors differ: rows and batch are one axis to the kernel.
+    let (a, b) = (dense(&[3, 1, 16], Scalar::F32), dense(&[16, 4], Scalar::F32));
+    let out = dense(&[3, 1, 4], Scalar::F32);
+    for (shape, fits) in [(&[3, 1, 16][..], false), (&[1, 1, 16], true), (&[16], true)] {
+        let scale = dense(shape, Scalar::F32);
+        let norm = RowNorm { kind: NormKind::Rms, epsilon: 0.0, scale: Some(&scale), bias: None };
+        let parts = vec![Part::new(&b, &out)];
+        let spec = Matmul { a: &a, norm: Some(norm), parts, gated: false, contract: 0, accumulate: false };
+        assert_eq!(spec.launch(&hardware()).is_ok(), fits, "{shape:?}");
+    }
+}
+
+#[test]
 fn misfits_are_refused() {
     let (a, b, out) = (dense(&[2, 3], Scalar::F32), dense(&[4, 5], Scalar::F32), dense(&[2, 5], Scalar::F32));
     let spec = |a, b, out| Matmul {

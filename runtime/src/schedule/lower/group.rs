@@ -121,7 +121,8 @@ impl Lowering<'_> {
             elements < u64::MAX / 8
                 && scalar_bytes(crate::kernels::Scalar::F32, elements) <= self.limits.max_storage_binding
         });
-        (product.contract.is_empty() && early && bindable).then_some(left)
+        // All that a group reads is there as soon as the left operand is.
+        (product.contract.is_empty() && own == level(left) && early && bindable).then_some(left)
     }
 
     /// Two of the products whose results are multiplied with each other and read by nothing else.

@@ -226,8 +226,11 @@ impl Lowering<'_> {
         gated: bool,
     ) -> Done {
         let Some(first) = parts.first() else { return Ok(()) };
-        if first.out.view.is_empty() {
+        if parts.iter().all(|p| p.out.view.is_empty()) {
             return Ok(());
+        }
+        if parts.iter().any(|p| p.out.view.is_empty()) {
+            return unsupported("a part without columns");
         }
         let maybe = |at: Option<&Located>| at.map(|at| self.bind(at)).transpose();
         let a = self.bind(&first.a)?;
