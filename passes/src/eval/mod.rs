@@ -31,12 +31,20 @@ mod shape;
 mod sources;
 mod window;
 
-use crate::ir::{Op, Tensor, TensorError};
+use crate::ir::{DType, Op, Tensor, TensorError};
 
 pub use graph::{bind_symbols, eval_graph};
 
 /// Results of more bytes than this are refused.
 pub const MAX_RESULT_BYTES: usize = 1 << 33;
+
+/// The number of elements of a tensor that is to be made, whatever declares its sizes.
+///
+/// # Errors
+/// When it would have more than [`MAX_RESULT_BYTES`].
+pub fn allocation(dtype: DType, shape: &[usize]) -> std::result::Result<usize, EvalError> {
+    shape::count(dtype, shape)
+}
 
 /// Why an operator could not be evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
