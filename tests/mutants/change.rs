@@ -210,7 +210,7 @@ fn number(r: &mut Rng) -> i64 {
 }
 
 fn graph(g: &mut GraphProto, r: &mut Rng, depth: usize) -> &'static str {
-    match r.u8(..16) {
+    match r.u8(..20) {
         0 => match r.choice(g.initializer.iter_mut()) {
             Some(t) => tensor(t, r),
             None => "nothing",
@@ -292,6 +292,15 @@ fn graph(g: &mut GraphProto, r: &mut Rng, depth: usize) -> &'static str {
                 ..Default::default()
             });
             "a graph inside a node"
+        }
+        11..=14 => {
+            let lists = g.node.iter_mut().map(|n| &mut n.attribute).filter(|a| !a.is_empty());
+            if let Some(list) = r.choice(lists.collect::<Vec<_>>())
+                && let Some(a) = r.choice(list.iter_mut())
+            {
+                attribute(a, r);
+            }
+            "another attribute"
         }
         _ => {
             node(&mut g.node, r);

@@ -59,9 +59,7 @@ fn setting(name: &str, default: usize) -> usize {
 /// Small models, the smallest more than once.
 fn bases() -> Vec<Vec<u8>> {
     let mut out = vec![];
-    for name in
-        ["mlp", "cnn", "functions", "if_const", "if_input", "odd_form", "unsupported_ops", "external_short"]
-    {
+    for name in ["mlp", "cnn", "functions", "if_const", "if_input", "odd_form", "unsupported_ops"] {
         out.push(std::fs::read(root().join(format!("fixtures/bad/{name}.onnx"))).unwrap());
     }
     for shape in ["d3-w8-h2-v16", "d3-w8-h2-v16-llama", "d3-w8-h2-v16-gpt2"] {
