@@ -401,14 +401,14 @@ mod tests {
         let (source, found, rewritten) = structure("gpt2-tiny/model.onnx", "s1 1xF1 2xF1[k=2]");
         let total = typical_schedule(&source.graph, FIGURES_LENGTH).expect("scheduled").stats().dispatches;
         let layers: Vec<usize> = found.layers.iter().filter_map(|l| l.dispatches).collect();
-        assert_eq!(layers, [7; 4]);
+        assert_eq!(layers, [5; 4]);
         let ends = [&found.prefix, &found.suffix].map(|e| e.dispatches.expect("scheduled"));
-        assert_eq!(ends[0] + ends[1] + 28, total);
+        assert_eq!(ends[0] + ends[1] + 20, total);
         let segments: Vec<_> =
             found.segments.iter().map(|s| (s.dispatches, s.correction_dispatches)).collect();
         // The second iteration lays its states side by side first.
-        assert_eq!(segments, [(Some(7), None), (Some(7), Some(0)), (Some(16), Some(2))]);
-        assert_eq!(ends[0] + ends[1] + 7 + 7 + 16 + 2, rewritten);
+        assert_eq!(segments, [(Some(5), None), (Some(5), Some(0)), (Some(13), Some(2))]);
+        assert_eq!(ends[0] + ends[1] + 5 + 5 + 13 + 2, rewritten);
         assert_eq!(found.segments[2].batches, [[2, 3]]);
         assert_eq!(found.segments[2].surrogate.as_deref(), Some("identity"));
         assert!(found.segments[2].nodes.iter().any(|n| found.types[n.2].starts_with("f32[2, ")));

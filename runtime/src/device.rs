@@ -182,6 +182,11 @@ pub struct Gpu {
 }
 
 impl Gpu {
+    /// Bytes that the driver's memory holds in buffers now, where the backend tells.
+    pub fn allocated(&self) -> Option<u64> {
+        self.device.generate_allocator_report().map(|r| r.total_allocated_bytes)
+    }
+
     /// Opens the adapter that fits `choice` best: hardware before software, and software only where it
     /// is allowed or named.
     pub fn open(choice: &AdapterChoice) -> Result<Arc<Gpu>, RuntimeError> {

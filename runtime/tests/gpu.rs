@@ -334,3 +334,53 @@ fn each_dispatch_can_be_timed() {
     assert_eq!(session.profile(&x).unwrap().len(), 3);
     assert_eq!(session.time(&x, 3).unwrap().len(), 3);
 }
+
+/// Takes tokens in pieces, some of them twice, and compares with the evaluator; then one piece too many.
+fn steps_agree(of: &Cached, pieces: &[(usize, i64)]) {
+    let Some(gpu) = gpu() else { return };
+    let (g, capacity) = (of.graph(), of.capacity.unwrap());
+    for fuse in [true, false] {
+        let options = Options { states: of.states(), fuse, ..Options::default() };
+        let session = Session::new(&gpu, g.clone(), options).unwrap();
+        let zeros = |name: &str| {
+            let shape = [of.units, of.heads[1], capacity, HEAD];
+            input(name, Tensor::from_vec(shape.to_vec(), vec![0f32; shape.iter().product()]).unwrap())
+        };
+        let mut states = [zeros("k"), zeros("v")];
+        for (n, (t, position)) in pieces.iter().enumerate() {
+            let x = noise(n as u32 + 50, &[of.units, *t, 12]);
+            let feeds = [input("x", x), input("position", Tensor::scalar(*position))];
+            let all: Vec<_> = feeds.iter().chain(&states).cloned().collect();
+            let expected = oracle(&g, &all);
+            close(&session.run(&feeds).unwrap()[0].1, &expected[0], 2e-4);
+            for (state, next) in states.iter_mut().zip(&expected[1..]) {
+                state.1 = next.clone();
+            }
+        }
+        let beyond = [
+            input("x", noise(1, &[of.units, 2, 12])),
+            input("position", Tensor::scalar(capacity as i64 - 1)),
+        ];
+        let error = session.run(&beyond).unwrap_err();
+        assert!(matches!(error, RuntimeError::Index { .. }), "{error}");
+        assert!(error.to_string().contains("append"), "{error}");
+    }
+}
+
+#[test]
+fn steps_behind_caches() {
+    let pieces = [(5, 0), (1, 5), (1, 6), (9, 7), (3, 14), (8, 16), (1, 20)];
+    let plain = Cached::new(Dim::symbol("t"));
+    steps_agree(&plain, &pieces);
+    steps_agree(&Cached { units: 3, norm_first: true, ..plain.clone() }, &pieces);
+    steps_agree(&Cached { heads: [3, 3], window: Some(4), ..plain }, &pieces);
+}
+
+#[test]
+fn heads_without_caches() {
+    let of = Cached { capacity: None, units: 2, ..Cached::new(Dim::symbol("t")) };
+    for t in [1, 10] {
+        let x = noise(t as u32, &[2, t, 12]);
+        agrees(&of.graph(), &[input("x", x), input("position", Tensor::scalar(3i64))], 2e-4);
+    }
+}

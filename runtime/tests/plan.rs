@@ -3,10 +3,12 @@
 
 mod common;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use common::*;
-use snlp_passes::ir::{Attention, Binary, DType, Dim, Graph, Op, Opaque, Tensor, Type, Unary, validate};
+use snlp_passes::ir::{
+    Attention, Binary, DType, Dim, Graph, Op, Opaque, Reduce, Tensor, Type, Unary, ValueId, validate,
+};
 use snlp_runtime::kernels::{Limits, Scalar};
 use snlp_runtime::schedule::{HostValue, Options, OutputSource, Place, Plan, ScheduleError, plan};
 
@@ -69,6 +71,39 @@ fn an_mlp_is_three_dispatches() {
     assert_eq!((stats.dispatches, stats.levels), (3, 3), "{}", p.dump());
     assert_eq!(stats.kernels.iter().find(|(k, _)| k.starts_with("matmul")).map(|(_, n)| *n), Some(2));
     assert!(stats.activation_bytes < stats.unshared_bytes + 256 * 4);
+}
+
+/// `rounds` divisions by sums of rows and columns in turns; what each of them makes.
+fn balanced(rounds: usize, epsilon: Option<f32>) -> (Graph, Vec<ValueId>) {
+    let mut g = Graph::new("balanced");
+    let x = float_input(&mut g, "x", known(&[3, 4, 4]));
+    let mut made = vec![add(&mut g, Op::Unary(Unary::Exp), &[x])];
+    for round in 0..rounds {
+        let x = made[round];
+        let axes = vec![2 - round % 2];
+        let mut sum = add(&mut g, Op::Reduce { op: Reduce::Sum, axes, keepdims: true }, &[x]);
+        if let Some(epsilon) = epsilon {
+            let epsilon = g.scalar(epsilon);
+            sum = binary(&mut g, Binary::Add, sum, epsilon);
+        }
+        made.push(binary(&mut g, Binary::Div, x, sum));
+    }
+    (g, made)
+}
+
+#[test]
+fn divisions_by_sums_of_rows_and_columns_are_one_dispatch() {
+    for epsilon in [None, Some(1e-6)] {
+        let (mut g, made) = balanced(7, epsilon);
+        g.add_output("y", made[7]);
+        assert_eq!(planned(&g).stats().dispatches, 2, "{}", planned(&g).dump());
+        // What is returned or read on the way parts the chain.
+        g.add_output("z", made[4]);
+        assert_eq!(planned(&g).stats().dispatches, 3, "{}", planned(&g).dump());
+        let read = add(&mut g, Op::Unary(Unary::Neg), &[made[2]]);
+        g.add_output("r", read);
+        assert_eq!(planned(&g).stats().dispatches, 5, "{}", planned(&g).dump());
+    }
 }
 
 #[test]
@@ -287,4 +322,99 @@ fn quantised_weights_stay_quantised() {
     assert!(p.upload_bytes < 1024, "{}", p.dump());
     let kernels = |name: &str| p.steps.iter().filter(|s| s.launch.pipeline.source == name).count();
     assert_eq!((kernels("matmul"), kernels("matmul_integer"), kernels("gather")), (1, 1, 2), "{}", p.dump());
+}
+
+/// Dispatches of attentions and what makes their operands ready, by kernel.
+fn around_attention(g: &Graph, states: Vec<(String, String)>, device: &Limits) -> BTreeMap<String, usize> {
+    let options = Options { states, ..Options::default() };
+    let p = plan(validate(g).unwrap(), device, &options).unwrap();
+    let mut kernels = p.stats().kernels;
+    kernels.retain(|name, _| !name.starts_with("matmul") && !name.starts_with("gather"));
+    assert!(p.checks.iter().filter(|c| c.node.starts_with("append")).all(|c| c.size == 24));
+    kernels
+}
+
+fn counted(kernels: &[(&str, usize)]) -> BTreeMap<String, usize> {
+    kernels.iter().map(|(name, n)| (name.to_string(), *n)).collect()
+}
+
+#[test]
+fn a_step_behind_caches_is_one_dispatch_and_a_longer_one_two() {
+    let wide = Limits { max_storage_buffers: 16, ..limits() };
+    for units in [1, 3] {
+        for norm_first in [false, true] {
+            let kernels = |t: i64, device: &Limits| {
+                let of = Cached { units, norm_first, ..Cached::new(n(t)) };
+                around_attention(&of.graph(), of.states(), device)
+            };
+            assert_eq!(kernels(1, &wide), counted(&[("attention_step.software", 1)]));
+            assert_eq!(kernels(8, &wide), counted(&[("attention_step.software", 1)]));
+            assert_eq!(kernels(9, &wide), counted(&[("attention.software", 1), ("heads.by_row", 1)]));
+            let hardware = Limits { software: false, ..wide.clone() };
+            assert_eq!(kernels(1, &hardware), counted(&[("attention_step.by_group", 1)]));
+            // Where a dispatch has few buffers: queries, keys, and values, which are copied.
+            let few = counted(&[("attention.software", 1), ("heads.by_pair", 1), ("heads.by_row", 2)]);
+            assert_eq!(kernels(1, &limits()), few);
+        }
+    }
+    // Without caches there is nothing to append.
+    let of = Cached { capacity: None, ..Cached::new(n(5)) };
+    let two = counted(&[("attention.software", 1), ("heads.by_row", 1)]);
+    assert_eq!(around_attention(&of.graph(), vec![], &wide), two);
+}
+
+#[test]
+fn a_step_checks_the_rows_that_it_writes() {
+    let of = Cached::new(n(2));
+    let options = Options { states: of.states(), ..Options::default() };
+    let wide = Limits { max_storage_buffers: 16, ..limits() };
+    let p = plan(validate(&of.graph()).unwrap(), &wide, &options).unwrap();
+    let checked: Vec<_> = p.checks.iter().filter(|c| c.node.starts_with("append")).collect();
+    assert_eq!(checked.len(), 2, "{:?}", p.checks);
+    let step = p.steps.iter().find(|s| s.launch.pipeline.source == "attention_step").unwrap();
+    assert!(step.in_place);
+    let states = step.writes().iter().filter(|b| matches!(p.slots[b.slot].place, Place::State(_)));
+    assert_eq!(states.count(), 2);
+}
+
+#[test]
+fn what_others_read_is_made_for_itself() {
+    let wide = Limits { max_storage_buffers: 16, ..limits() };
+    let of = Cached::new(n(1));
+    let value = |g: &Graph, name: &str| {
+        g.values().find(|(_, v)| v.name.as_deref() == Some(name)).map(|(id, _)| id).unwrap()
+    };
+    // New keys that are a result: the step takes them as they are.
+    let mut g = of.graph();
+    let keys = value(&g, "new k");
+    g.add_output("keys", keys);
+    let kernels = around_attention(&g, of.states(), &wide);
+    let three = counted(&[("attention_step.software", 1), ("heads.by_pair", 1), ("norm.by_row", 1)]);
+    assert_eq!(kernels, three);
+    // A position of its own: rows go to their places first.
+    let mut g = of.graph();
+    let elsewhere = g.add_input("elsewhere", Type::new(DType::I64, vec![]));
+    let attention = g.nodes().find(|(_, node)| node.name == "attend").map(|(id, _)| id).unwrap();
+    g.set_input(attention, 5, elsewhere);
+    let two = counted(&[("attention.software", 1), ("heads.by_row", 1)]);
+    assert_eq!(around_attention(&g, of.states(), &wide), two);
+    // Rows in another order are no step.
+    let mut g = Cached::new(n(3)).graph();
+    let (rows, shape) = (g.ints(&[2, 0, 1]), g.ints(&[1, 2, 3, HEAD as i64]));
+    let rows = add(&mut g, Op::Unsqueeze { axes: vec![1] }, &[rows]);
+    let rows = add(&mut g, Op::Expand, &[rows, shape]);
+    let append = g.nodes().find(|(_, node)| node.name == "append k").map(|(id, _)| id).unwrap();
+    g.set_input(append, 1, rows);
+    let kernels = around_attention(&g, of.states(), &wide);
+    assert_eq!(kernels.get("scatter"), Some(&1), "{kernels:?}");
+    assert_eq!(kernels.get("attention.software"), Some(&1), "{kernels:?}");
+    // Caches that are not states are copied first, and changed there.
+    let g = of.graph();
+    let kernels = around_attention(&g, vec![], &wide);
+    assert_eq!(kernels.get("scatter"), Some(&2), "{kernels:?}");
+    // One by one without fusion.
+    let options = Options { states: of.states(), fuse: false, ..Options::default() };
+    let p = plan(validate(&g).unwrap(), &wide, &options).unwrap();
+    let kernels = p.stats().kernels;
+    assert_eq!((kernels["scatter"], kernels["norm.by_row"], kernels["heads.by_pair"]), (2, 2, 2));
 }

@@ -378,6 +378,8 @@ fn document(backend: &Backend, bench: &Bench, rows: &[Row], profile: &Profile) -
                 "flops": r.stats.as_ref().map(|s| s.flops),
                 "weight_bytes": r.stats.as_ref().map(|s| s.weight_bytes),
                 "activation_bytes": r.stats.as_ref().map(|s| s.activation_bytes),
+                "live_bytes": r.stats.as_ref().map(|s| s.live_bytes),
+                "device_bytes": r.stats.as_ref().map(|s| s.device_bytes()),
                 "state_bytes": r.stats.as_ref().map(|s| s.state_bytes),
                 "roofline_ms": r.roofline,
                 "roofline_fraction": fraction(r),

@@ -18,18 +18,20 @@
 
 mod argmax;
 mod attention;
+mod attention_step;
 mod conv;
 mod correction;
 mod elementwise;
 mod gather;
+mod heads;
 mod layout;
 mod matmul;
 mod matmul_integer;
 mod norm;
 mod program;
 mod reduce;
-mod rotary;
 mod scan;
+mod sinkhorn;
 mod softmax;
 mod specialise;
 mod table;
@@ -42,10 +44,12 @@ mod tests;
 
 pub use argmax::ArgMax;
 pub use attention::{Attention, MAX_HEAD, Variant as AttentionVariant};
+pub use attention_step::{AttentionStep, MAX_STEP, Ready};
 pub use conv::Conv;
 pub use correction::Correction;
 pub use elementwise::Elementwise;
 pub use gather::{Bounds, Gather, GatherKind, Scatter};
+pub use heads::{HeadNorm, HeadPart, Heads};
 pub use layout::MAX_RANK;
 pub use matmul::{
     Activation, Coding, MAX_PARTS, Matmul, Part, RowNorm, Variant as MatmulVariant, takes_norm,
@@ -57,8 +61,8 @@ pub use program::{
     scalar_of,
 };
 pub use reduce::Reduce;
-pub use rotary::Rotary;
 pub use scan::CumSum;
+pub use sinkhorn::{MAX_ELEMENTS as SINKHORN_ELEMENTS, MAX_STEPS as SINKHORN_STEPS, Sinkhorn, Sums};
 pub use softmax::Softmax;
 pub use specialise::specialised;
 pub use table::{SOURCES, Source, shader_text};

@@ -13,7 +13,8 @@ pub(super) fn validator(subgroups: bool) -> naga::valid::Validator {
     capabilities.set(naga::valid::Capabilities::SUBGROUP, subgroups);
     let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
     validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
-    validator.subgroup_operations(naga::valid::SubgroupOperationSet::BALLOT);
+    use naga::valid::SubgroupOperationSet as Set;
+    validator.subgroup_operations(Set::BALLOT | Set::ARITHMETIC);
     validator
 }
 
@@ -64,6 +65,17 @@ impl Gpu {
     /// Limits of a software device with this one's subgroups.
     pub(super) fn limits(&self) -> Limits {
         Limits { subgroup_size: self.subgroup_size, ..limits() }
+    }
+
+    /// Whether the device binds as many buffers as a dispatch wants; says so where it does not.
+    pub(super) fn binds(&self, launch: &Launch) -> bool {
+        let (wanted, most) =
+            (launch.roles.all().count(), self.device.limits().max_storage_buffers_per_shader_stage);
+        let fits = wanted <= most as usize;
+        if !fits {
+            eprintln!("skipped: {wanted} buffers of {}, the device binds {most}", launch.pipeline.source);
+        }
+        fits
     }
 
     fn open() -> Option<Gpu> {

@@ -48,8 +48,13 @@ fn size_class(bytes: u64) -> u64 {
     bytes.next_multiple_of(1 << quarter)
 }
 
-/// Gives each activation a buffer and returns the buffers' sizes.
-pub fn allocate(slots: &mut [Slot], steps: &[Step], levels: &[Range<usize>], outputs: &[Output]) -> Vec<u64> {
+/// The first and the last level at which each slot is in use; of a result, that behind the last.
+fn lives(
+    slots: &[Slot],
+    steps: &[Step],
+    levels: &[Range<usize>],
+    outputs: &[Output],
+) -> Vec<Option<(usize, usize)>> {
     let end = levels.len();
     let mut life: Vec<Option<(usize, usize)>> = vec![None; slots.len()];
     for (n, level) in levels.iter().enumerate() {
@@ -67,6 +72,29 @@ pub fn allocate(slots: &mut [Slot], steps: &[Step], levels: &[Range<usize>], out
             life.1 = end;
         }
     }
+    life
+}
+
+/// Bytes of the activations that are in use at the worst level.
+pub fn peak(slots: &[Slot], steps: &[Step], levels: &[Range<usize>], outputs: &[Output]) -> u64 {
+    let mut change = vec![0i64; levels.len() + 2];
+    for (slot, life) in slots.iter().zip(lives(slots, steps, levels, outputs)) {
+        if let (Place::Activation(_), Some((first, last))) = (&slot.place, life) {
+            change[first] += slot.bytes as i64;
+            change[last + 1] -= slot.bytes as i64;
+        }
+    }
+    let mut now = 0;
+    let totals = change.into_iter().map(|c| {
+        now += c;
+        now
+    });
+    totals.max().unwrap_or(0).unsigned_abs()
+}
+
+/// Gives each activation a buffer and returns the buffers' sizes.
+pub fn allocate(slots: &mut [Slot], steps: &[Step], levels: &[Range<usize>], outputs: &[Output]) -> Vec<u64> {
+    let life = lives(slots, steps, levels, outputs);
     let mut order: Vec<(usize, usize, usize)> = life
         .iter()
         .enumerate()

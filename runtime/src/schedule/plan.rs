@@ -14,6 +14,7 @@ use std::ops::Range;
 use snlp_passes::ir::{DType, Op, Tensor};
 
 use super::constants::Constant;
+use super::levels;
 use crate::kernels::{Launch, Scalar};
 
 /// Where a value lies on the device.
@@ -212,10 +213,14 @@ pub struct Stats {
     pub state_bytes: u64,
     /// Bytes of the recycled buffers: the predicted peak of activations.
     pub activation_bytes: u64,
+    /// Bytes of the activations that are in use at the worst level: what no recycling can go below.
+    pub live_bytes: u64,
     /// Bytes of activations if nothing were recycled.
     pub unshared_bytes: u64,
     /// Bytes uploaded and read back in one forward.
     pub transfer_bytes: u64,
+    /// Bytes of the kernels' parameters.
+    pub parameter_bytes: u64,
     /// Bytes that the kernels read and write at least once.
     pub bytes: u64,
     /// Floating-point operations.
@@ -224,7 +229,46 @@ pub struct Stats {
     pub kernels: BTreeMap<String, usize>,
 }
 
+impl Stats {
+    /// Bytes on the device in all: weights, states, activations, what is transferred, parameters.
+    pub fn device_bytes(&self) -> u64 {
+        self.weight_bytes
+            + self.state_bytes
+            + self.activation_bytes
+            + self.transfer_bytes
+            + self.parameter_bytes
+    }
+}
+
 impl Plan {
+    /// Drops what the host would compute for nothing: indices of rows that kernels find by their position.
+    pub(super) fn drop_unread_host_steps(&mut self) {
+        let mut read = vec![false; self.host_values];
+        let mark = |read: &mut Vec<bool>, value: &HostValue| {
+            if let HostValue::Computed(n) = value
+                && let Some(read) = read.get_mut(*n)
+            {
+                *read = true;
+            }
+        };
+        let outputs = self.outputs.iter().filter_map(|o| match &o.source {
+            OutputSource::Host(value) => Some(value),
+            OutputSource::Device { .. } => None,
+        });
+        let uploads = self.uploads.iter().map(|u| &u.value);
+        outputs.chain(uploads).chain(self.checks.iter().map(|c| &c.value)).for_each(|v| mark(&mut read, v));
+        let (mut kept, mut end) = (vec![], self.host_values);
+        for step in self.host.drain(..).rev() {
+            let made = step.first_output..std::mem::replace(&mut end, step.first_output);
+            if read.get(made).is_some_and(|r| r.contains(&true)) {
+                step.inputs.iter().flatten().for_each(|v| mark(&mut read, v));
+                kept.push(step);
+            }
+        }
+        kept.reverse();
+        self.host = kept;
+    }
+
     /// The plan in numbers.
     pub fn stats(&self) -> Stats {
         let mut stats = Stats {
@@ -233,6 +277,8 @@ impl Plan {
             host_steps: self.host.len(),
             weight_bytes: self.constants.iter().map(Constant::bytes).sum(),
             activation_bytes: self.buffers.iter().sum(),
+            live_bytes: levels::peak(&self.slots, &self.steps, &self.levels, &self.outputs),
+            parameter_bytes: self.params.len() as u64 * 4,
             ..Stats::default()
         };
         for slot in &self.slots {

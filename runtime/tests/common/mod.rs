@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use snlp_passes::eval::eval_graph;
 use snlp_passes::ir::{
-    Binary, Blocks, Correction, CorrectionForm, DType, Dim, Graph, Op, Reduce, Tensor, Type, Unary, ValueId,
+    Attention, Binary, Blocks, Correction, CorrectionForm, DType, Dim, Graph, Op, Reduce, Rotary,
+    RotaryTable, ScatterReduction, Tensor, Type, Unary, ValueId,
 };
 use snlp_runtime::kernels::Limits;
 
@@ -245,4 +246,109 @@ pub fn quantised() -> Graph {
     g.add_output("z", z);
     snlp_passes::rewrite::lower(&mut g, &snlp_passes::rewrite::Dialect::runtime()).unwrap();
     g
+}
+
+/// Attention as decoders have it.
+#[derive(Clone)]
+pub struct Cached {
+    /// New tokens.
+    pub time: Dim,
+    /// Units that share the tokens.
+    pub units: usize,
+    /// Heads of queries, and of keys and values.
+    pub heads: [usize; 2],
+    /// RmsNorm with factors per unit before the rotary embedding, or without them behind it.
+    pub norm_first: bool,
+    pub window: Option<u32>,
+    /// Rows of the caches; none where the new tokens are all there is.
+    pub capacity: Option<usize>,
+}
+
+/// Columns of a head of [`Cached::graph`].
+pub const HEAD: usize = 8;
+
+impl Cached {
+    pub fn new(time: Dim) -> Self {
+        Cached { time, units: 1, heads: [4, 2], norm_first: false, window: None, capacity: Some(24) }
+    }
+
+    /// The inputs that stay on the device, and the outputs that take their place.
+    pub fn states(&self) -> Vec<(String, String)> {
+        let all = ["k", "v"].map(|name| (name.to_string(), format!("{name}.next")));
+        all.into_iter().filter(|_| self.capacity.is_some()).collect()
+    }
+
+    /// `x [units, time, 12]` and `position` to `y [units, time, ..]`.
+    pub fn graph(&self) -> Graph {
+        let mut g = Graph::new("cached");
+        let (t, u) = (self.time.clone(), Dim::from(self.units));
+        let x = float_input(&mut g, "x", vec![u.clone(), t.clone(), n(12)]);
+        let position = g.add_input("position", Type::new(DType::I64, vec![]));
+        let (zero, one) = (g.scalar(0i64), g.scalar(1i64));
+        let count = add(&mut g, Op::Dims { dims: vec![t.clone()], scalar: true }, &[]);
+        let steps = add(&mut g, Op::Range, &[zero, count, one]);
+        let rows = binary(&mut g, Binary::Add, steps, position);
+        let tables = [1, 2].map(|seed| {
+            let table = g.constant(noise(seed, &[64, HEAD / 2]));
+            add(&mut g, Op::Gather { axis: 0 }, &[table, rows])
+        });
+        let mut made = vec![];
+        for (seed, name, heads) in [(3, "q", self.heads[0]), (4, "k", self.heads[1]), (5, "v", self.heads[1])]
+        {
+            let w = g.constant(noise(seed, &[self.units, 12, heads * HEAD]));
+            let y = add(&mut g, Op::MatMul, &[x, w]);
+            let dims = vec![u.clone(), t.clone(), heads.into(), HEAD.into()];
+            let shape = add(&mut g, Op::Dims { dims, scalar: false }, &[]);
+            let y = add(&mut g, Op::Reshape { allow_zero: true }, &[y, shape]);
+            let mut y = add(&mut g, Op::Transpose { perm: vec![0, 2, 1, 3] }, &[y]);
+            if name != "v" {
+                for rotary in [!self.norm_first, self.norm_first] {
+                    let norm = Op::RmsNorm { axis: 3, epsilon: 1e-5 };
+                    y = if rotary {
+                        let op = Op::Rotary(Rotary { interleaved: false, table: RotaryTable::Half });
+                        add(&mut g, op, &[y, tables[0], tables[1]])
+                    } else if self.norm_first {
+                        let factors = g.constant(noise(seed + 9, &[self.units, 1, 1, HEAD]));
+                        let y = add(&mut g, norm, &[y]);
+                        binary(&mut g, Binary::Mul, y, factors)
+                    } else {
+                        add(&mut g, norm, &[y])
+                    };
+                }
+            }
+            g.set_name(y, &format!("new {name}"));
+            if let Some(capacity) = self.capacity.filter(|_| name != "q") {
+                let state = float_input(&mut g, name, known(&[self.units, heads, capacity, HEAD]));
+                let column = add(&mut g, Op::Unsqueeze { axes: vec![1] }, &[rows]);
+                let dims = vec![u.clone(), heads.into(), t.clone(), HEAD.into()];
+                let shape = add(&mut g, Op::Dims { dims, scalar: false }, &[]);
+                let indices = add(&mut g, Op::Expand, &[column, shape]);
+                let op = Op::ScatterElements { axis: 2, reduction: ScatterReduction::None };
+                y = g.add_named(&format!("append {name}"), op, &[state, indices, y]).unwrap();
+            }
+            made.push(y);
+        }
+        let op = Op::Attention(Attention {
+            scale: 0.4,
+            causal: true,
+            window: self.window,
+            softcap: None,
+            safe: false,
+        });
+        let mut operands: Vec<Option<ValueId>> = made.iter().map(|v| Some(*v)).collect();
+        if self.capacity.is_some() {
+            operands.extend([None, None, Some(position)]);
+        }
+        let attention = g.add_node(op, operands, 1, "attend").unwrap();
+        let y = g.node(attention).unwrap().outputs[0];
+        let y = add(&mut g, Op::Transpose { perm: vec![0, 2, 1, 3] }, &[y]);
+        let dims = vec![u, t, (self.heads[0] * HEAD).into()];
+        let shape = add(&mut g, Op::Dims { dims, scalar: false }, &[]);
+        let y = add(&mut g, Op::Reshape { allow_zero: true }, &[y, shape]);
+        g.add_output("y", y);
+        for ((_, after), v) in self.states().iter().zip(&made[1..]) {
+            g.add_output(after, *v);
+        }
+        g
+    }
 }

@@ -7,7 +7,9 @@ use super::super::testing::{
     Random, address, bits, close, dense, elements, f32s, gpu, halves, hardware, limits, poison, positions,
     strided,
 };
-use super::super::{ArgMax, Correction, CumSum, Norm, NormKind, Operand, Reduce, Rotary, Scalar, Softmax};
+use super::super::{
+    ArgMax, Correction, CumSum, HeadPart, Heads, Norm, NormKind, Operand, Reduce, Scalar, Softmax,
+};
 
 #[test]
 fn norms() {
@@ -231,7 +233,10 @@ fn rotaries() {
             put(j, get(j) * entry(&cs, tj) + get(i) * entry(&ss, tj));
         }
         let attributes = RotaryAttributes { interleaved, table };
-        let launch = Rotary { x: &x, cos: &cos, sin: &cos, out: &out, attributes }.launch(&limits()).unwrap();
+
+        let part = HeadPart { x: &x, norm: None, tables: Some([&cos, &cos]), out: &out, append: false };
+        let spec = Heads { parts: vec![part], rotary: Some(attributes), position: None };
+        let launch = spec.launch(&limits()).unwrap();
         let words = gpu.run_one(&launch, &[&bits(&xs), &bits(&cs), &bits(&ss)], len);
         close(&f32s(&words), &expected, 1e-6, 1e-6);
     }

@@ -1,9 +1,12 @@
 //! Every family against plain references, on the adapter at hand.
 
 mod attention;
+mod attention_step;
 mod elementwise;
+mod heads;
 mod indexing;
 mod lines;
 mod matmul;
 mod quantized;
+mod sinkhorn;
 mod topk;

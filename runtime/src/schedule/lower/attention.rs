@@ -3,7 +3,7 @@
 use snlp_passes::ir::{Node, Op, ValueId};
 
 use super::{Bound, Done, Located, Lowering, unsupported};
-use crate::kernels::{Attention, Conv, Correction, Launch, Limits, Rotary};
+use crate::kernels::{Attention, Conv, Correction, HeadPart, Heads, Launch, Limits};
 
 impl Lowering<'_> {
     pub(super) fn block(&mut self, node: &Node) -> Done {
@@ -20,8 +20,9 @@ impl Lowering<'_> {
             }),
             Op::Rotary(attributes) => self.with_operands(node, 3, |o, out, limits| {
                 let [x, cos, sin, ..] = o else { return unsupported("a table is missing") };
-                let (x, cos, sin) = (&x.operand, &cos.operand, &sin.operand);
-                let kernel = Rotary { x, cos, sin, out: &out.operand, attributes: *attributes };
+                let tables = Some([&cos.operand, &sin.operand]);
+                let part = HeadPart { x: &x.operand, norm: None, tables, out: &out.operand, append: false };
+                let kernel = Heads { parts: vec![part], rotary: Some(*attributes), position: None };
                 Ok((kernel.launch(limits)?, 3))
             }),
             Op::Correction(attributes) => self.with_operands(node, 2, |o, out, limits| {

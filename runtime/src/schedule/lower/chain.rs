@@ -15,7 +15,8 @@ use snlp_passes::eval::eval_op;
 use snlp_passes::ir::{Binary, Node, NodeId, Op, Reduce, Tensor, Unary, ValueId};
 
 use super::group::Group;
-use super::{Lowering, elementwise};
+use super::sinkhorn::Balance;
+use super::{Lowering, elementwise, heads};
 use crate::kernels::Activation;
 
 /// A matrix product with what is computed in the same dispatch.
@@ -88,6 +89,10 @@ pub(super) struct Chains {
     pub groups: HashMap<NodeId, Group>,
     pub norms: HashMap<NodeId, Scaled>,
     pub programs: HashMap<NodeId, Vec<NodeId>>,
+    /// By their last division.
+    pub balances: HashMap<NodeId, Balance>,
+    /// By their attention.
+    pub heads: HashMap<NodeId, heads::Group>,
 }
 
 /// Operators that a program's steps can compute.
@@ -150,8 +155,10 @@ impl Lowering<'_> {
                 self.chains.products.insert(last, product);
             }
         }
+        self.find_heads(live);
         if self.options.fuse {
             self.find_groups(live, levels);
+            self.find_balances(live);
         }
         for id in live.iter().rev() {
             if !self.is_taken(*id) && self.is_program_node(*id) {
@@ -175,6 +182,7 @@ impl Lowering<'_> {
         self.absorbed.contains(&id)
             || self.chains.products.contains_key(&id)
             || self.chains.norms.contains_key(&id)
+            || self.chains.balances.contains_key(&id)
     }
 
     /// A normalisation over the last axis takes the factors behind it when it has none of its own.

@@ -9,10 +9,12 @@ mod chain;
 mod coded;
 mod elementwise;
 mod group;
+mod heads;
 mod linear;
 mod reshape;
 mod rows;
 mod select;
+mod sinkhorn;
 
 use std::collections::{HashMap, HashSet};
 
@@ -129,6 +131,7 @@ pub(super) fn lower(graph: &Graph, limits: &Limits, options: &Options) -> Result
         l.visit(id)?;
     }
     l.outputs()?;
+    l.plan.drop_unread_host_steps();
     if l.unsupported.is_empty() { Ok(l.plan) } else { Err(ScheduleError::Unsupported(l.unsupported)) }
 }
 
@@ -164,6 +167,17 @@ impl<'g> Lowering<'g> {
 
     fn visit(&mut self, id: NodeId) -> Result<(), ScheduleError> {
         let Some(node) = self.graph.node(id) else { return Ok(()) };
+        if let Some(group) = self.chains.heads.remove(&id) {
+            if self.step(node, &group).is_ok() {
+                return Ok(());
+            }
+            if self.make_ready(node, &group).is_err() {
+                for member in group.members {
+                    self.absorbed.remove(&member);
+                    self.visit(member)?;
+                }
+            }
+        }
         let done = if self.placement.host[id.index()] {
             self.on_host(node)
         } else if let Some(group) = self.chains.groups.get(&id).cloned() {
@@ -251,6 +265,9 @@ impl<'g> Lowering<'g> {
         }
         if self.chains.products.contains_key(&id) {
             return self.product(id, node);
+        }
+        if let Some(balance) = self.chains.balances.get(&id).cloned() {
+            return self.balance(node, &balance);
         }
         match &node.op {
             Op::Dequantize { blocks } if blocks.is_some() || self.is_coded(node) => {
