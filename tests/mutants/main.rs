@@ -312,6 +312,22 @@ fn mutants_end_well_or_as_invalid() {
     assert!(found.outcomes.contains_key("run") && found.outcomes.len() > 3, "{:?}", found.outcomes);
 }
 
+/// Files that fuzzing found (`fuzz/`), each with what it did.
+const FOUND: [(&str, &str); 1] = [("large_fill", "reading it made a constant of 4 GiB")];
+
+#[test]
+fn what_fuzzing_found_is_mended() {
+    let found = root().join("tests/mutants/found");
+    assert_eq!(found.read_dir().unwrap().count(), FOUND.len());
+    for (name, what) in FOUND {
+        let bytes = std::fs::read(found.join(format!("{name}.onnx"))).unwrap();
+        let began = Instant::now();
+        let folder = tempfile::tempdir().unwrap();
+        pass_through(bytes, folder.path(), &mut Rng::with_seed(0), true).unwrap();
+        assert!(began.elapsed() < LIMIT / 10, "{name}: {what}");
+    }
+}
+
 /// Whether the program finds a GPU adapter.
 fn has_gpu() -> bool {
     let out = Command::new(env!("CARGO_BIN_EXE_snlp")).args(["devices", "--json"]).output().unwrap();
