@@ -169,7 +169,7 @@ pub fn structure(model: &mut ModelProto, r: &mut Rng) -> &'static str {
             model.metadata_props.push(entry("snlp.plan", value));
             model.metadata_props.push(entry(
                 "snlp.chain",
-                *r.choice(["{}", "[[],{}]", "nul", "[{\"layers\":9},1]"].iter()).unwrap(),
+                r.choice(["{}", "[[],{}]", "nul", "[{\"layers\":9},1]"].iter()).unwrap(),
             ));
             "metadata of a converted model"
         }
