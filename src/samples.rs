@@ -3,6 +3,7 @@
 //! Indices are drawn below the number of rows that they select from, masks are all ones, integers that
 //! select nothing count up along their last axis (positions), floats are drawn from -1..1.
 
+use snlp_passes::eval::allocation;
 use snlp_passes::ir::{Bindings, DType, Graph, Op, Symbol, Tensor, Type, ValueId};
 use snlp_passes::rewrite::bind;
 
@@ -112,7 +113,8 @@ fn sample(
     seed: u64,
 ) -> Result<Tensor, String> {
     let name = graph.value(v).name.as_deref().unwrap_or_default();
-    let count: usize = shape.iter().product();
+    // Of the widest type that is made on the way.
+    let count = allocation(DType::I64, &shape).map_err(|e| e.to_string())?;
     let rows = bounds.iter().filter(|b| b.input == name).map(|b| b.rows).min();
     let mut random = SplitMix(seed.wrapping_mul(0x9e37_79b9) + 1);
     let whole = |data: Vec<i64>| Tensor::from_vec(shape.clone(), data).map_err(|e| e.to_string());
@@ -166,6 +168,16 @@ impl SplitMix {
 mod tests {
     use super::*;
     use snlp_passes::ir::Dim;
+
+    #[test]
+    fn absurd_sizes_are_refused() {
+        for dims in [[1i64 << 31, 1 << 31], [1 << 20, 1 << 20], [0, i64::MAX]] {
+            let mut g = Graph::new("g");
+            g.add_input("x", Type::new(DType::F32, dims.map(Dim::from).to_vec()));
+            let report = sample_inputs(&g, &sample_sizes(&g, 4)).expect_err("too large").report();
+            assert!(report.contains("'x'") && report.contains("larger than"), "{report}");
+        }
+    }
 
     #[test]
     fn samples_fit_the_graph() {

@@ -207,7 +207,8 @@ fn layer_parallel_plans() {
             } else if !plan.contains("k=") {
                 assert!(stats.dispatches < sequential.dispatches, "{name} {plan}: {stats}");
             }
-            let resident = held.resident - before.resident;
+            // Those of the model before went when these came.
+            let resident = held.resident;
             assert!(
                 resident <= sequential.weight_bytes + sequential.weight_bytes / 50,
                 "{name} {plan}: {resident}"

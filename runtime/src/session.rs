@@ -31,6 +31,12 @@ pub struct Session {
     states: Mutex<Vec<wgpu::Buffer>>,
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        lock(&self.gpu.weights).release(&self.shared);
+    }
+}
+
 impl Session {
     /// A session of one graph. Shapes may be symbolic; nothing is uploaded before the first run.
     ///
@@ -38,7 +44,7 @@ impl Session {
     /// When the graph is not valid.
     pub fn new(gpu: &Arc<Gpu>, graph: Graph, options: Options) -> Result<Session, RuntimeError> {
         validate(&graph)?;
-        let shared = graph
+        let shared: SharedBytes = graph
             .values()
             .filter_map(|(_, v)| match &v.def {
                 Def::Constant(tensor) => Some(tensor.parts()),
@@ -47,6 +53,7 @@ impl Session {
             .flatten()
             .map(|bytes| (bytes.as_ptr() as usize, bytes.len()))
             .collect();
+        lock(&gpu.weights).hold(&shared);
         Ok(Session {
             gpu: gpu.clone(),
             graph,
@@ -91,8 +98,11 @@ impl Session {
                 }
             }
         }
+        // Sessions hold their weights from now on.
+        let sessions = graphs.into_iter().map(|(graph, options)| Session::new(gpu, graph, options));
+        let sessions = sessions.collect::<Result<Vec<_>, _>>()?;
         lock(&gpu.weights).place(gpu, &stacks)?;
-        graphs.into_iter().map(|(graph, options)| Session::new(gpu, graph, options)).collect()
+        Ok(sessions)
     }
 
     /// The graph.

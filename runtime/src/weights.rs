@@ -14,6 +14,7 @@ use snlp_passes::ir::{DType, Element, Tensor};
 
 use crate::device::Gpu;
 use crate::error::RuntimeError;
+use crate::executor::SharedBytes;
 use crate::kernels::Scalar;
 use crate::schedule::{Constant, PIECE_ALIGN, Piece, PieceKey};
 
@@ -64,12 +65,43 @@ pub struct WeightStore {
     pieces: HashMap<PieceKey, Located>,
     stacks: HashMap<Vec<PieceKey>, Stack>,
     report: WeightReport,
+    /// How many sessions have these bytes in their graphs.
+    held: HashMap<(usize, usize), usize>,
 }
 
 impl WeightStore {
     /// What the store holds.
     pub fn report(&self) -> WeightReport {
         self.report
+    }
+
+    /// Counts a session that has these bytes in its graph. What no session has any more is freed now rather than when the
+    /// last one goes: the next is often of the same model.
+    pub fn hold(&mut self, bytes: &SharedBytes) {
+        bytes.iter().for_each(|b| *self.held.entry(*b).or_default() += 1);
+        self.sweep();
+    }
+
+    /// Takes back a [`WeightStore::hold`].
+    pub fn release(&mut self, bytes: &SharedBytes) {
+        for b in bytes {
+            if let Entry::Occupied(mut count) = self.held.entry(*b) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        let is_held = |key: &PieceKey| key.chunks().iter().all(|c| self.held.contains_key(c));
+        self.pieces.retain(|key, _| is_held(key));
+        self.stacks.retain(|keys, _| keys.iter().all(is_held));
+        let buffers =
+            self.pieces.values().map(|p| &p.buffer).chain(self.stacks.values().map(|s| &s.range.buffer));
+        let sizes: HashMap<_, _> = buffers.map(|b| (Arc::as_ptr(b), b.size())).collect();
+        self.report.resident = sizes.values().sum();
     }
 
     /// Where `constant` lies, if it is on the device in one range.

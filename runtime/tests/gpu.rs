@@ -280,6 +280,33 @@ fn integers_come_back_as_they_were() {
     agrees(&g, &[input("x", noise(1, &[3, 5])), input("n", Tensor::ints(&[1 << 40, -3]))], 1e-3);
 }
 
+/// Devices allow 65,535 workgroups along an axis at least, and most of them no more.
+#[test]
+fn grids_beyond_an_axis_are_folded() {
+    let Some(gpu) = gpu() else { return };
+    let shape = [1 << 16, 300];
+    let g = graph_of(|g, x| add(g, Op::Unary(Unary::Neg), &[x]), &[1, 300]);
+    let many = graph_of(
+        |g, x| {
+            let all = g.ints(&shape);
+            let x = add(g, Op::Expand, &[x, all]);
+            add(g, Op::Unary(Unary::Neg), &[x])
+        },
+        &[1, 300],
+    );
+    let plan = snlp_runtime::schedule::plan(
+        snlp_passes::ir::validate(&many).unwrap(),
+        &snlp_runtime::kernels::Limits { max_grid: 65_535, ..gpu.limits().clone() },
+        &Options::default(),
+    );
+    let grids: Vec<_> = plan.unwrap().steps.iter().map(|s| s.launch.grid).collect();
+    assert!(grids.iter().any(|[x, y, z]| x * y * z > 65_535 && *x <= 65_535), "{grids:?}");
+    let x = [input("x", noise(1, &[1, 300]))];
+    let row = Session::new(&gpu, g, Options::default()).unwrap().run(&x).unwrap();
+    let rows = Session::new(&gpu, many, Options::default()).unwrap().run(&x).unwrap();
+    assert_eq!(rows[0].1.to_f32(), row[0].1.to_f32().repeat(1 << 16));
+}
+
 #[test]
 fn what_does_not_fit_is_an_error() {
     let Some(gpu) = gpu() else { return };

@@ -310,6 +310,39 @@ fn unknown_shapes_are_refused() {
     assert!(matches!(error, ScheduleError::UnknownShape { .. }), "{error}");
 }
 
+/// `exp(expand(x))` of a shape.
+fn expanded(shape: &[i64]) -> Graph {
+    let mut g = Graph::new("expanded");
+    let x = g.add_input("x", Type::new(DType::F32, known(&[1, 1])));
+    let shape = g.ints(shape);
+    let y = add(&mut g, Op::Expand, &[x, shape]);
+    let y = add(&mut g, Op::Unary(Unary::Exp), &[y]);
+    g.add_output("y", y);
+    g
+}
+
+#[test]
+fn sizes_beyond_the_device_are_refused_with_numbers() {
+    let refused = |shape: &[i64], limits: &Limits| {
+        plan(validate(&expanded(shape)).unwrap(), limits, &Options::default()).unwrap_err().to_string()
+    };
+    // Axes of size 0 and products beyond 64 bits are no way around it.
+    for shape in [[1 << 31, 1 << 31], [1 << 16, 1 << 17], [0, 1 << 40]] {
+        let why = refused(&shape, &limits());
+        assert!(why.contains("elements, the device allows 4294967295"), "{why}");
+    }
+    let small = Limits { max_buffer: 1 << 16, max_storage_binding: 1 << 20, ..limits() };
+    let why = refused(&[128, 256], &small);
+    assert!(why.contains("needs 131072 bytes, the device allows 65536"), "{why}");
+    assert!(plan(validate(&expanded(&[64, 256])).unwrap(), &small, &Options::default()).is_ok());
+    let mut g = Graph::new("input");
+    let x = g.add_input("x", Type::new(DType::F32, known(&[128, 256])));
+    let y = add(&mut g, Op::Unary(Unary::Exp), &[x]);
+    g.add_output("y", y);
+    let why = plan(validate(&g).unwrap(), &small, &Options::default()).unwrap_err().to_string();
+    assert!(why.contains("input 'x' needs 131072 bytes"), "{why}");
+}
+
 #[test]
 fn large_tables_and_matrices_are_split() {
     let mut g = Graph::new("large");

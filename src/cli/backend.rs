@@ -6,7 +6,7 @@ use std::time::Duration;
 use snlp::error::{Error, Kind};
 use snlp::language::decoder::{Forward, Stepper};
 use snlp::passes::ir::{Graph, Tensor};
-use snlp::runtime::schedule::{Options, WeightDtype};
+use snlp::runtime::schedule::{Options, ScheduleError, WeightDtype};
 use snlp::runtime::{AdapterChoice, Gpu, RuntimeError, Session, StepTime, adapters};
 use snlp::text::sentence;
 
@@ -216,6 +216,9 @@ pub fn runtime_error(e: RuntimeError) -> Error {
         ),
         E::Input { .. } | E::Inputs { .. } | E::Index { .. } | E::Integer { .. } => {
             (Kind::Input, "'snlp inspect' shows the inputs of the model")
+        }
+        E::Schedule(ScheduleError::TooLarge { .. }) => {
+            (Kind::Device, "use a smaller batch or shorter sequences, or --backend cpu")
         }
         E::Invalid(_) | E::Schedule(_) | E::Kernel(_) | E::Host { .. } | E::Cpu(_) | E::Split(_) => {
             (Kind::Input, "another backend may run it (--backend); README.md lists what is supported")

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use snlp::error::{Error, Kind};
 use snlp::onnx::{Model, ModelInfo, WriteOptions};
+use snlp::passes::eval::allocation;
 use snlp::passes::ir::{Bindings, Graph, Tensor};
 use snlp::passes::rewrite::{Dialect, Stages, bind, bindings_from, lower};
 use snlp::runtime::cpu::CpuModel;
@@ -89,7 +90,7 @@ impl CpuRunner {
     fn zeros(&self, name: &str) -> Result<(String, Tensor), Error> {
         let made = self.graph.input(name).and_then(|v| self.graph.ty(v)).and_then(|ty| {
             let shape = ty.known_shape()?;
-            let zeros = vec![0u8; ty.dtype.bytes(shape.iter().product())];
+            let zeros = vec![0u8; ty.dtype.bytes(allocation(ty.dtype, &shape).ok()?)];
             Tensor::from_bytes(ty.dtype, shape, zeros.into()).ok()
         });
         made.map(|t| (name.to_string(), t))

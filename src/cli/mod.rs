@@ -72,7 +72,7 @@ Plans:
 
 Exit codes:
   0 success, 1 a check failed, 2 bad usage, 3 the input is invalid or unsupported,
-  4 no suitable device, 5 I/O";
+  4 no suitable device, 5 I/O, 70 a defect of snlp";
 
 #[derive(Subcommand)]
 enum Command {
@@ -146,14 +146,30 @@ pub fn main() -> ExitCode {
     };
     let Cli { command, common } = cli;
     let ui = Ui::new(&common);
-    let result = panic::catch_unwind(AssertUnwindSafe(|| command.run(&common, &ui)));
-    match result.unwrap_or_else(|payload| Err(defect(payload.as_ref()))) {
+    let result = guarded(|| {
+        inject();
+        command.run(&common, &ui)
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             ui.error(&e);
             e.kind().exit_code().into()
         }
     }
+}
+
+/// Panics where the environment asks for it: tests see from outside what a defect looks like.
+#[allow(clippy::panic)]
+fn inject() {
+    if let Ok(text) = std::env::var("SNLP_TEST_PANIC") {
+        panic!("{text}");
+    }
+}
+
+/// Runs `work`; a panic becomes an error.
+fn guarded(work: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| Err(defect(payload.as_ref())))
 }
 
 /// What a panic becomes: the same one report as any other error.
@@ -163,7 +179,7 @@ fn defect(payload: &(dyn std::any::Any + Send)) -> Error {
         .unwrap_or("no message");
     let place = PANIC.lock().ok().and_then(|p| p.clone()).unwrap_or_else(|| "an unknown place".into());
     Error::new(Kind::Internal, format!("internal error at {place}: {text}"))
-        .help("this is a defect of snlp: please report it with the command and the model")
+        .help("this is a defect of snlp: please report this text with the output of 'snlp --version', the command and the model")
 }
 
 #[cfg(test)]

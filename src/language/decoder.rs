@@ -1,7 +1,7 @@
 //! A causal model taken forward token by token: with caches where a step could be derived, by computing the
 //! whole sequence again where not.
 
-use snlp_passes::ir::{DType, Graph, Tensor};
+use snlp_passes::ir::{DType, Graph, Tensor, element_count};
 use snlp_passes::plan::{Init, PlacedPlan};
 use snlp_passes::rewrite::{DecodeError, DecodeStep, POSITION, clean_up_exact, decode_step};
 
@@ -95,7 +95,7 @@ impl Stepper {
     pub fn cache_bytes(&self) -> u64 {
         let bytes = |name: &String| {
             let ty = self.graph.ty(self.graph.input(name)?)?;
-            Some(ty.dtype.bytes(ty.known_shape()?.iter().product()) as u64)
+            Some(ty.dtype.bytes(element_count(&ty.known_shape()?)?) as u64)
         };
         self.states.iter().filter_map(|(before, _)| bytes(before)).sum()
     }

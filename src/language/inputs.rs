@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use snlp_passes::eval::allocation;
 use snlp_passes::ir::{DType, Dim, Graph, GraphError, Op, Tensor, Type, ValueId};
 use snlp_passes::rewrite::{bindings_from, clean_up, fits, instantiate};
 
@@ -125,7 +126,7 @@ fn companion(name: &str, ty: &Type, empty: bool) -> Option<Companion> {
 
 impl Companion {
     fn tensor(self, ty: &Type, shape: Vec<usize>) -> Option<Tensor> {
-        let count: usize = shape.iter().product();
+        let count = allocation(DType::I64, &shape).ok()?;
         let last = shape.last().copied().unwrap_or(1).max(1);
         let whole = match self {
             Companion::Ones => vec![1; count],

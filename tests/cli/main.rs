@@ -6,6 +6,7 @@ mod benching;
 mod documents;
 mod errors;
 mod files;
+mod kills;
 mod pages;
 mod planning;
 mod plumbing;

@@ -1,6 +1,6 @@
 //! Help, usage errors, completions, devices.
 
-use crate::support::{fixture, snlp, snlp_with};
+use crate::support::{Folder, fixture, snlp, snlp_with};
 
 const COMMANDS: [&str; 9] =
     ["inspect", "convert", "run", "eval", "plan", "generate", "bench", "devices", "completions"];
@@ -95,4 +95,17 @@ fn colour_obeys_the_environment() {
     let forced = snlp_with(&["devices"], "CLICOLOR_FORCE", "1").code(0).stdout;
     assert!(forced.contains('\u{1b}') && !plain.contains('\u{1b}'));
     assert!(!snlp_with(&["devices"], "NO_COLOR", "1").code(0).stdout.contains('\u{1b}'));
+}
+
+#[test]
+fn a_panic_is_70_and_says_how_to_report_it() {
+    let folder = Folder::new();
+    let (model, out) = (fixture("gpt2-tiny/model.onnx"), folder.text("out.onnx"));
+    for args in [&["devices", "--json"][..], &["convert", &model, "-o", &out, "--plan", "2xF1"]] {
+        let ran = snlp_with(args, "SNLP_TEST_PANIC", "a part broke").code(70);
+        let ran =
+            ran.says(&["internal error at src/cli/mod.rs:", "a part broke", "report this text", "--version"]);
+        assert!(ran.stdout.is_empty() && ran.stderr.lines().count() == 2, "{}", ran.stderr);
+    }
+    assert!(folder.files().is_empty());
 }

@@ -31,12 +31,20 @@ mod shape;
 mod sources;
 mod window;
 
-use crate::ir::{Op, Tensor, TensorError};
+use crate::ir::{DType, Op, Tensor, TensorError};
 
 pub use graph::{bind_symbols, eval_graph};
 
 /// Results of more bytes than this are refused.
 pub const MAX_RESULT_BYTES: usize = 1 << 33;
+
+/// The number of elements of a tensor that is to be made, whatever declares its sizes.
+///
+/// # Errors
+/// When it would have more than [`MAX_RESULT_BYTES`].
+pub fn allocation(dtype: DType, shape: &[usize]) -> std::result::Result<usize, EvalError> {
+    shape::count(dtype, shape)
+}
 
 /// Why an operator could not be evaluated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -128,6 +136,19 @@ pub fn eval_op(op: &Op, operands: &[Option<&Tensor>]) -> std::result::Result<Vec
     if takes_packed(op) { evaluated(op, o) } else { eval_unpacked(op, o) }
 }
 
+/// As [`eval_op`], for results that are of no use when they are large: neither they nor anything on the way to them may
+/// have more than `bytes` and a few times what the operands have.
+pub fn eval_op_within(
+    bytes: usize,
+    op: &Op,
+    operands: &[Option<&Tensor>],
+) -> std::result::Result<Vec<Tensor>, EvalError> {
+    // Elements of 4 bits become 32 on the way.
+    let given: usize = operands.iter().flatten().map(|t| t.byte_len().saturating_mul(16)).sum();
+    let _within = shape::Within::bytes(bytes.saturating_add(given));
+    eval_op(op, operands)
+}
+
 /// What a family says of an operator: `None` for those of others.
 type Answer = Result<Option<Vec<Tensor>>>;
 
@@ -183,4 +204,22 @@ fn eval_unpacked(op: &Op, o: Operands<'_>) -> Result<Vec<Tensor>> {
     let wide: Vec<Option<Tensor>> = o.0.iter().map(|t| t.map(Tensor::unpacked)).collect();
     let wide: Vec<Option<&Tensor>> = wide.iter().map(Option::as_ref).collect();
     Ok(evaluated(op, Operands(&wide))?.into_iter().map(|t| t.packed(dtype)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_kept_within_a_limit() {
+        let op = Op::ConstantOfShape { value: Tensor::scalar(1u8) };
+        let filled = |n: i64| eval_op_within(1 << 10, &op, &[Some(&Tensor::ints(&[n]))]);
+        assert_eq!(filled(1 << 10).map(|t| t[0].len()), Ok(1 << 10));
+        assert!(filled(1 << 32).unwrap_err().to_string().contains("larger than"));
+        // The limit ends with the call.
+        assert!(eval_op(&op, &[Some(&Tensor::ints(&[1 << 12]))]).is_ok());
+        let range = [Tensor::scalar(0f32), Tensor::scalar(1e9f32), Tensor::scalar(1f32)];
+        let range: Vec<_> = range.iter().map(Some).collect();
+        assert!(eval_op_within(1 << 10, &Op::Range, &range).is_err());
+    }
 }

@@ -1,5 +1,7 @@
 //! Index arithmetic: strides, broadcasting, walks over strided data.
 
+use std::cell::Cell;
+
 use super::{EvalError, MAX_RESULT_BYTES, Result, bad};
 use crate::ir::{DType, element_count};
 
@@ -12,13 +14,34 @@ pub(super) fn strides(shape: &[usize]) -> Vec<isize> {
     strides
 }
 
+thread_local! {
+    /// What the operator at hand may make.
+    static LIMIT: Cell<usize> = const { Cell::new(MAX_RESULT_BYTES) };
+}
+
+/// A lower limit on what operators make, until it is dropped.
+pub(super) struct Within(usize);
+
+impl Within {
+    pub(super) fn bytes(most: usize) -> Self {
+        Within(LIMIT.replace(most.min(LIMIT.get())))
+    }
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        LIMIT.set(self.0);
+    }
+}
+
 /// The number of elements of a tensor, if it may be allocated. Axes of size 0 excuse nothing, so that the
 /// product of any axes of a checked shape is in range.
 pub(super) fn count(dtype: DType, shape: &[usize]) -> Result<usize> {
-    let limit = MAX_RESULT_BYTES / dtype.size();
+    let bytes = LIMIT.get();
+    let limit = bytes / dtype.size();
     let extent = element_count(&shape.iter().map(|d| (*d).max(1)).collect::<Vec<_>>());
     if extent.is_none_or(|n| n > limit) {
-        let reason = format!("a {dtype} tensor of shape {shape:?} is larger than {MAX_RESULT_BYTES} bytes");
+        let reason = format!("a {dtype} tensor of shape {shape:?} is larger than {bytes} bytes");
         return Err(bad(reason));
     }
     Ok(product(shape))

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 
 use super::sweep::sweep;
 use super::{Fidelity, Notes, Pass};
-use crate::eval::eval_op;
+use crate::eval::eval_op_within;
 use crate::ir::{Graph, GraphError, Node, Op, Tensor, Type, ValueId};
 
 pub(crate) const PASS: Pass = Pass { name: "fold-constants", fidelity: Fidelity::Exact, apply };
@@ -58,7 +58,7 @@ fn fold(graph: &mut Graph, notes: &mut Notes, weightless: usize) -> Result<usize
         if !affordable(graph, node, allowed) {
             return Ok(vec![]);
         }
-        let results = match eval_op(&node.op, &operands) {
+        let results = match eval_op_within(allowed, &node.op, &operands) {
             Ok(results) => results,
             Err(error) => {
                 notes.decline(graph, id, format!("cannot be evaluated: {error}"));

@@ -334,14 +334,14 @@ fn flat_index(shape: &[usize], at: &[usize]) -> Option<usize> {
 /// A bool constant `[1.., n, m]` that is `column ≤ row + k`, or its complement, or uniform.
 fn triangle_constant(t: &Tensor, at: &[Dim]) -> Option<Element> {
     let data = t.as_slice::<u8>()?;
-    if data.iter().all(|b| *b == data[0]) {
-        return Some(Element::Truth(Formula::truth(data[0] != 0)));
+    let first = data.first().copied()? != 0;
+    if data.iter().all(|b| (*b != 0) == first) {
+        return Some(Element::Truth(Formula::truth(first)));
     }
     let ([lead @ .., n, m], [.., row, column]) = (t.shape(), at) else { return None };
     if lead.iter().any(|d| *d != 1) || *n == 0 || *m == 0 {
         return None;
     }
-    let first = data.first().copied()? != 0;
     let width = data.iter().take(*m).take_while(|b| (**b != 0) == first).count() as i64;
     let lower = |i: i64, j: i64| j < i + width;
     let agrees = data.iter().enumerate().all(|(at, b)| {
@@ -451,5 +451,22 @@ fn of_choices(f: Binary, a: (Formula, f64, f64), b: (Formula, f64, f64)) -> Opti
         Binary::Greater => truths(|a, b| a > b),
         Binary::GreaterOrEqual => truths(|a, b| a >= b),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_without_elements_have_none() {
+        for tensor in [
+            Tensor::from_bools(vec![0, 3], &[]).unwrap(),
+            Tensor::from_vec(vec![0, 3], Vec::<i64>::new()).unwrap(),
+        ] {
+            let mut g = Graph::new("empty");
+            let v = g.constant(tensor);
+            assert_eq!(element(&g, v, &index_symbols(2)), None);
+        }
     }
 }

@@ -61,6 +61,13 @@ pub struct PieceKey {
     scalar: Scalar,
 }
 
+impl PieceKey {
+    /// Address and length of each run of bytes.
+    pub(crate) fn chunks(&self) -> &[(usize, usize)] {
+        &self.chunks
+    }
+}
+
 impl Piece {
     /// The identity of the piece. Valid while the chunks are alive.
     pub fn key(&self) -> PieceKey {

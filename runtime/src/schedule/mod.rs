@@ -13,6 +13,7 @@
 mod constants;
 mod cost;
 mod levels;
+mod limits;
 mod lower;
 mod place;
 mod plan;
@@ -93,6 +94,18 @@ pub enum ScheduleError {
         /// Its type as far as known.
         shape: String,
     },
+    /// A tensor has more elements than kernels can count, or more bytes than the device has in one buffer.
+    #[error("{what} needs {needed} {unit}, the device allows {limit}")]
+    TooLarge {
+        /// What is too large.
+        what: String,
+        /// How much it needs.
+        needed: u64,
+        /// Elements or bytes.
+        unit: &'static str,
+        /// What there is.
+        limit: u64,
+    },
     /// The graph has no order of evaluation.
     #[error("{0}")]
     Graph(String),
@@ -126,9 +139,11 @@ pub fn unknown_operators(graph: &Graph) -> Vec<Unsupported> {
 /// # Errors
 /// When a shape is not known, or with the list of all nodes that neither host nor device can run.
 pub fn plan(graph: Valid<'_>, limits: &Limits, options: &Options) -> Result<Plan, ScheduleError> {
+    limits::countable(graph.graph())?;
     let mut plan = lower::lower(graph.graph(), limits, options)?;
     plan.levels = levels::level(&mut plan.steps, plan.slots.len());
     plan.buffers = levels::allocate(&mut plan.slots, &plan.steps, &plan.levels, &plan.outputs);
+    limits::affordable(&plan, limits)?;
     let align = (limits.min_offset_alignment.max(16) / 4) as usize;
     for step in &mut plan.steps {
         let start = plan.params.len().next_multiple_of(align);

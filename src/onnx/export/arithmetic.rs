@@ -1,5 +1,6 @@
 //! Elementwise operators, products, reductions and normalisations.
 
+use snlp_passes::eval::{EvalError, allocation};
 use snlp_passes::ir::{Attention, Binary, DType, Dim, Op, Reduce, Tensor, Unary, Window};
 
 use super::Writer;
@@ -260,12 +261,13 @@ fn gemm(alpha: f32, beta: f32, trans_a: bool, trans_b: bool) -> Vec<AttributePro
     out
 }
 
-fn ones(dtype: DType, shape: Vec<usize>) -> Result<Tensor, snlp_passes::ir::TensorError> {
-    let count = shape.iter().product();
-    match dtype {
+fn ones(dtype: DType, shape: Vec<usize>) -> Result<Tensor, EvalError> {
+    let count = allocation(dtype, &shape)?;
+    let tensor = match dtype {
         DType::F16 => Tensor::from_vec(shape, vec![half::f16::ONE; count]),
         DType::BF16 => Tensor::from_vec(shape, vec![half::bf16::ONE; count]),
         DType::F64 => Tensor::from_vec(shape, vec![1f64; count]),
         _ => Tensor::from_vec(shape, vec![1f32; count]),
-    }
+    };
+    Ok(tensor?)
 }

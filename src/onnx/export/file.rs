@@ -15,12 +15,12 @@ use snlp_passes::ir::Tensor;
 use tempfile::NamedTempFile;
 
 use super::Exported;
-use crate::files::{folder_of, stage};
-use crate::onnx::data_file;
+use crate::files::{folder_of, same, stage};
 use crate::onnx::error::OnnxError;
 use crate::onnx::mapping::write_bytes;
 use crate::onnx::proto::TensorProto;
 use crate::onnx::tensor::{external, header};
+use crate::onnx::{Model, data_file};
 
 /// Protobuf messages end below 2 GiB.
 const LIMIT: u64 = if cfg!(test) { 1 << 20 } else { i32::MAX as u64 };
@@ -140,8 +140,7 @@ pub(crate) fn write(exported: &Exported, path: &Path, external_data: bool) -> Re
     let mut rope = model_rope(exported, None);
     let mut data = None;
     if external_data || rope.len > LIMIT {
-        let name = data_path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut file = DataFile { name, ..DataFile::default() };
+        let mut file = DataFile { name: name_of(&data_path), ..DataFile::default() };
         rope = model_rope(exported, Some(&mut file));
         data = Some(file).filter(|f| !f.tensors.is_empty());
     }
@@ -150,10 +149,27 @@ pub(crate) fn write(exported: &Exported, path: &Path, external_data: bool) -> Re
     }
     let bytes = rope.len + data.as_ref().map_or(0, |f| f.len);
     let data = data.map(|file| write_data(&file, &data_path)).transpose()?;
-    let model = write_pieces(path, |out| rope.pieces.iter().try_for_each(|p| out.put(p)))?;
-    let written = Written { path: path.to_owned(), data: data.as_ref().map(|_| data_path.clone()), bytes };
-    replace(model, path, data.map(|file| (file, data_path)))?;
+    let stage_model = |rope: Rope| write_pieces(path, |out| rope.pieces.iter().try_for_each(|p| out.put(p)));
+    let model = stage_model(rope)?;
+    let mut written =
+        Written { path: path.to_owned(), data: data.as_ref().map(|_| data_path.clone()), bytes };
+    refuse_special(path)?;
+    let Some(data) = data else { return persist(model, path).map(|()| written) };
+    refuse_special(&data_path)?;
+    if data_path.exists() {
+        let mut file = DataFile { name: name_of(&next_to(&data_path)), ..DataFile::default() };
+        let interim = stage_model(model_rope(exported, Some(&mut file)))?;
+        written.data = Some(exchange(interim, model, path, data, &data_path)?);
+    } else {
+        // A model that is there has no data of this name.
+        persist(data, &data_path)?;
+        persist(model, path).inspect_err(|_| drop(std::fs::remove_file(&data_path)))?;
+    }
     Ok(written)
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 fn cannot_write(path: &Path, e: std::io::Error) -> OnnxError {
@@ -220,30 +236,69 @@ fn write_data(data: &DataFile, path: &Path) -> Result<NamedTempFile, OnnxError> 
     })
 }
 
-/// Gives the finished files their names, the data first. When the model cannot follow, the data file
-/// that was there before comes back.
-fn replace(
+/// Refuses what is there and is no regular file.
+fn refuse_special(path: &Path) -> Result<(), OnnxError> {
+    if path.metadata().is_ok_and(|m| !m.is_file()) {
+        let source = std::io::Error::other("it is not a regular file");
+        return Err(OnnxError::io(path, "cannot be replaced", source).remedy("write to another file"));
+    }
+    Ok(())
+}
+
+fn persist(file: NamedTempFile, to: &Path) -> Result<(), OnnxError> {
+    file.persist(to).map_err(|e| cannot_write(to, e.error)).map(drop)
+}
+
+/// The name that new data has while the old model is still there.
+fn next_to(data: &Path) -> PathBuf {
+    let mut name = data.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Puts a model and its data in the place of others, so that at each moment the model that stands at `path` is complete;
+/// returns where the data lies.
+///
+/// ```text
+///   model.onnx → model.onnx.data        the old ones
+///   model.onnx → model.onnx.data.new    `interim`, the new model with its data under another name
+///   model.onnx → model.onnx.data        `model`, with the same data, now under its own name
+/// ```
+///
+/// When the process ends on the way, `model.onnx.data.new` is left, and may be what the model reads.
+fn exchange(
+    interim: NamedTempFile,
     model: NamedTempFile,
     path: &Path,
-    data: Option<(NamedTempFile, PathBuf)>,
-) -> Result<(), OnnxError> {
-    let special = |p: &Path| p.metadata().is_ok_and(|m| !m.is_file());
-    for target in [Some(path), data.as_ref().map(|(_, p)| p.as_path())].into_iter().flatten() {
-        if special(target) {
-            let source = std::io::Error::other("it is not a regular file");
-            return Err(OnnxError::io(target, "cannot be replaced", source).remedy("write to another file"));
-        }
+    data: NamedTempFile,
+    data_path: &Path,
+) -> Result<PathBuf, OnnxError> {
+    let other = next_to(data_path);
+    if other.exists() && reads(path, &other) {
+        // Left so by an earlier process: the proper name is free.
+        persist(data, data_path)?;
+        persist(model, path)?;
+        let _ = std::fs::remove_file(other);
+        return Ok(data_path.into());
     }
-    let persist =
-        |file: NamedTempFile, to: &Path| file.persist(to).map_err(|e| cannot_write(to, e.error)).map(drop);
-    let Some((data, data_path)) = data else { return persist(model, path) };
-    let backup = data_path.with_extension("data.snlp-old.tmp");
-    let saved = std::fs::hard_link(&data_path, &backup).is_ok();
-    let result = persist(data, &data_path).and_then(|()| persist(model, path));
-    if saved && result.is_err() {
-        let _ = std::fs::rename(&backup, &data_path);
-    } else if saved {
-        let _ = std::fs::remove_file(&backup);
+    persist(data, &other)?;
+    persist(interim, path).inspect_err(|_| drop(std::fs::remove_file(&other)))?;
+    // The new model is there: what fails from here on only leaves its data under the other name.
+    if rename_link(&other, data_path).is_err() || model.persist(path).is_err() {
+        return Ok(other);
     }
-    result
+    let _ = std::fs::remove_file(other);
+    Ok(data_path.into())
+}
+
+/// Whether the model at `path` has data in a file.
+fn reads(path: &Path, data: &Path) -> bool {
+    Model::read(path).is_ok_and(|model| model.info.data_files.iter().any(|file| same(file, data)))
+}
+
+/// Gives a file a further name, which may be another file's.
+fn rename_link(file: &Path, to: &Path) -> std::io::Result<()> {
+    let link = folder_of(to).join(format!(".snlp-{}.tmp", std::process::id()));
+    std::fs::hard_link(file, &link)?;
+    std::fs::rename(&link, to).inspect_err(|_| drop(std::fs::remove_file(&link)))
 }

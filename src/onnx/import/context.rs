@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::HashSet;
 
-use snlp_passes::eval::eval_op;
+use snlp_passes::eval::{eval_op, eval_op_within};
 use snlp_passes::ir::{Attribute, DType, Dim, Graph, GraphError, Op, Symbol, Tensor, Type, ValueId};
 
 use crate::onnx::attributes::{Attributes, to_ir};
@@ -320,5 +320,5 @@ fn fold(graph: &Graph, v: ValueId, steps: &mut usize) -> Option<Tensor> {
         });
     }
     let operands: Vec<Option<&Tensor>> = operands.iter().map(Option::as_ref).collect();
-    eval_op(&node.op, &operands).ok()?.into_iter().nth(at)
+    eval_op_within(MAX_ELEMENTS * size_of::<f64>(), &node.op, &operands).ok()?.into_iter().nth(at)
 }

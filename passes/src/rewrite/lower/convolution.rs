@@ -23,9 +23,12 @@ pub(super) fn integer(
     }
     let Some(sizes) = Sizes::of(graph, &node, *group) else { return Ok(None) };
     let (Some(x), Some(w)) = (node.input(0), node.input(1)) else { return Ok(None) };
+    if sizes.kernel.iter().try_fold(1usize, |n, taps| n.checked_mul(*taps)).is_none_or(|n| n > MOST_TAPS) {
+        return Ok(None);
+    }
     let Some(columns) = columns(graph, x, node.input(2), window, &sizes)? else { return Ok(None) };
-    let Sizes { batch, group, filters, depth, places, .. } = sizes.clone();
-    let columns = reshape(graph, columns, &[batch, group, depth, places.iter().product()])?;
+    let Sizes { batch, group, filters, depth, places, positions, .. } = sizes.clone();
+    let columns = reshape(graph, columns, &[batch, group, depth, positions])?;
     let rows = reshape(graph, w, &[group, filters / group, depth])?;
     let zero = match node.input(3) {
         Some(zero) if graph.ty(zero).is_some_and(|t| t.elements() != Dim::ONE) => {
@@ -44,6 +47,9 @@ pub(super) fn integer(
     reshape(graph, product, &[vec![batch, filters], places].concat()).map(Some)
 }
 
+/// Kernels of more elements are not spelt out.
+const MOST_TAPS: usize = 4096;
+
 /// The sizes of a convolution.
 #[derive(Clone)]
 struct Sizes {
@@ -57,6 +63,8 @@ struct Sizes {
     depth: usize,
     /// Spatial sizes of the result.
     places: Vec<usize>,
+    /// Their product.
+    positions: usize,
 }
 
 impl Sizes {
@@ -66,15 +74,18 @@ impl Sizes {
         let ([batch, channels, spatial @ ..], [filters, each, kernel @ ..]) = (&x[..], &w[..]) else {
             return None;
         };
+        let multiplied = |sizes: &[usize]| sizes.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        let places = y.get(2..)?.to_vec();
         Some(Sizes {
+            positions: multiplied(&places)?,
             batch: *batch,
             channels: *channels,
             spatial: spatial.to_vec(),
             group,
             filters: *filters,
             kernel: kernel.to_vec(),
-            depth: each * kernel.iter().product::<usize>(),
-            places: y.get(2..)?.to_vec(),
+            depth: multiplied(kernel)?.checked_mul(*each)?,
+            places,
         })
     }
 }

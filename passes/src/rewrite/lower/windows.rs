@@ -8,6 +8,7 @@
 //! ```
 
 use super::{Dialect, movement, slice};
+use crate::eval::allocation;
 use crate::ir::{
     Binary, DType, Dim, Graph, GraphError, Node, Op, PadMode, Reduce, Tensor, Unary, ValueId, Window,
 };
@@ -58,6 +59,9 @@ struct Pool<'a> {
 
 fn pool(graph: &mut Graph, x: ValueId, pool: &Pool<'_>) -> Result<Option<ValueId>, GraphError> {
     let (n, window) = (pool.kernel.len(), pool.window);
+    if pool.kernel.iter().any(|taps| *taps > MOST_TAPS) {
+        return Ok(None);
+    }
     let mut pads = vec![0i64; 2 * (n + 2)];
     for axis in 0..n {
         pads[2 + axis] = i64::try_from(window.pads[axis]).unwrap_or(i64::MAX);
@@ -89,6 +93,9 @@ fn pool(graph: &mut Graph, x: ValueId, pool: &Pool<'_>) -> Result<Option<ValueId
     Ok(Some(x))
 }
 
+/// Windows that are longer along an axis are not spelt out.
+const MOST_TAPS: usize = 4096;
+
 /// Number of places of the window along spatial axis `i` of `size` padded elements.
 fn places(size: usize, i: usize, window: &Window, kernel: &[usize]) -> Option<usize> {
     let reach = kernel[i].checked_sub(1)?.checked_mul(window.dilations[i])?.checked_add(1)?;
@@ -98,14 +105,15 @@ fn places(size: usize, i: usize, window: &Window, kernel: &[usize]) -> Option<us
 /// How many elements the mean of each place is of, over the spatial axes.
 fn counts(shape: &[Dim], window: &Window, kernel: &[usize], padding: bool) -> Option<Tensor> {
     if padding {
-        return Some(Tensor::scalar(kernel.iter().product::<usize>() as f32));
+        return Some(Tensor::scalar(kernel.iter().map(|n| *n as f32).product::<f32>()));
     }
     let mut counts = vec![1f32];
     let mut sizes = vec![];
     for i in 0..kernel.len() {
         let size = shape.get(i + 2)?.known_size()?;
         let (begin, end) = (window.pads[i], window.pads[kernel.len() + i]);
-        let out = places(size + begin + end, i, window, kernel)?;
+        let out = places(size.checked_add(begin)?.checked_add(end)?, i, window, kernel)?;
+        allocation(DType::F32, &[&sizes[..], &[out]].concat()).ok()?;
         let inside = |place: usize| {
             let taps = (0..kernel[i]).map(|k| place * window.strides[i] + k * window.dilations[i]);
             taps.filter(|at| (begin..begin + size).contains(at)).count() as f32
