@@ -7,7 +7,7 @@
 //!           └── outputs : name → value
 //! ```
 //!
-//! Invariants, checked by [`validate`]: every operand is defined, the nodes have an order, the recorded
+//! Invariants, checked by [`validate()`]: every operand is defined, the nodes have an order, the recorded
 //! types are what inference gives, output names are unique. Constants are values, not nodes. Every
 //! value made by an operator with known semantics has a type; only what an opaque operator makes may
 //! lack one.
