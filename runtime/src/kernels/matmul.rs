@@ -250,10 +250,10 @@ impl Matmul<'_> {
         if self.gated && problem.inner[LEFT][1..] != problem.inner[LEFT + PER_PART][1..] {
             return unsupported("factors that lie differently");
         }
-        if let Some(norm) = self.norm {
-            if self.contract > 0 || norm.bias.is_some() && norm.kind == NormKind::Rms {
-                return unsupported("a norm before a sum, or an RMS norm with a bias");
-            }
+        if let Some(norm) = self.norm
+            && (self.contract > 0 || norm.bias.is_some() && norm.kind == NormKind::Rms)
+        {
+            return unsupported("a norm before a sum, or an RMS norm with a bias");
         }
         problem.join_rows();
         // Joined rows may have brought factors of their own.
