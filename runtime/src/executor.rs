@@ -78,7 +78,7 @@ impl Prepared {
             activations.push(gpu.buffer("activations", *bytes, U::STORAGE | U::COPY_SRC)?);
         }
         let params = gpu.buffer("parameters", plan.params.len() as u64 * 4, U::UNIFORM | U::COPY_DST)?;
-        let staging_bytes = plan.outputs.iter().map(|o| readback(&o.source)).sum();
+        let staging_bytes = plan.outputs.iter().map(|o| o.source.device_bytes().next_multiple_of(4)).sum();
         let staging = gpu.buffer("results", staging_bytes, U::COPY_DST | U::MAP_READ)?;
         let mut prepared = Prepared {
             plan,
@@ -308,13 +308,6 @@ fn entry(binding: u32, buffer: &wgpu::Buffer, offset: u64, size: u64) -> wgpu::B
     wgpu::BindGroupEntry {
         binding,
         resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer, offset, size }),
-    }
-}
-
-fn readback(source: &OutputSource) -> u64 {
-    match source {
-        OutputSource::Device { binding, .. } => binding.bytes.next_multiple_of(4),
-        OutputSource::Host(_) => 0,
     }
 }
 

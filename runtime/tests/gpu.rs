@@ -3,26 +3,10 @@
 
 mod common;
 
-use std::sync::{Arc, OnceLock};
-
 use common::*;
 use snlp_passes::ir::{Binary, DType, Dim, Graph, Op, ScatterReduction, Tensor, Type, Unary, ValueId};
 use snlp_runtime::schedule::{Options, WeightDtype};
 use snlp_runtime::{AdapterChoice, Gpu, RuntimeError, Session};
-
-/// One device for all tests; `None` (said once) without an adapter, unless `REQUIRE_GPU=1`.
-fn gpu() -> Option<Arc<Gpu>> {
-    static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
-    GPU.get_or_init(|| match Gpu::open(&AdapterChoice { substring: None, allow_software: true }) {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");
-            eprintln!("SKIPPED: tests on a device: {error}");
-            None
-        }
-    })
-    .clone()
-}
 
 fn input(name: &str, tensor: Tensor) -> (String, Tensor) {
     (name.into(), tensor)

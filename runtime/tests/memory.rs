@@ -5,22 +5,15 @@ mod common;
 
 use common::*;
 use snlp_passes::ir::Bindings;
+use snlp_runtime::Session;
 use snlp_runtime::schedule::Options;
-use snlp_runtime::{AdapterChoice, Gpu, Session};
 
 /// Buffers have some length at least, and drivers round it: a little of some 2.6 MB.
 const ROUNDING: u64 = 64 << 10;
 
 #[test]
 fn a_session_holds_what_its_plan_predicts() {
-    let gpu = match Gpu::open(&AdapterChoice { substring: None, allow_software: true }) {
-        Ok(gpu) => gpu,
-        Err(error) => {
-            assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");
-            eprintln!("SKIPPED: memory on a device: {error}");
-            return;
-        }
-    };
+    let Some(gpu) = gpu() else { return };
     let Some(before) = gpu.allocated() else {
         eprintln!("SKIPPED: the backend does not tell what is allocated");
         return;

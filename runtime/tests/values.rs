@@ -6,19 +6,12 @@ mod common;
 use common::*;
 use snlp_passes::ir::{Binary, DType, Dim, Dynamic, Graph, Op, Reduce, Tensor, Type, Unary};
 use snlp_passes::rewrite::clean_up;
+use snlp_runtime::Session;
 use snlp_runtime::schedule::Options;
-use snlp_runtime::{AdapterChoice, Gpu, Session};
 
 /// Runs all sets of inputs in turn, twice, on one session, and compares with the evaluator.
 fn agrees(g: &Graph, sets: &[Vec<(&str, Tensor)>]) {
-    let gpu = match Gpu::open(&AdapterChoice { substring: None, allow_software: true }) {
-        Ok(gpu) => gpu,
-        Err(error) => {
-            assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");
-            eprintln!("SKIPPED: tests on a device: {error}");
-            return;
-        }
-    };
+    let Some(gpu) = gpu() else { return };
     let mut clean = g.clone();
     clean_up(&mut clean).unwrap();
     let session = Session::new(&gpu, clean, Options::default()).unwrap();

@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -23,6 +23,11 @@ struct Source {
 /// The files that are mapped now.
 static SOURCES: Mutex<Vec<Arc<Source>>> = Mutex::new(vec![]);
 
+/// A lock that a panic elsewhere does not poison for good: what is behind ours stays consistent.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A mapping that is known while it lasts.
 struct Mapped(Mmap);
 
@@ -35,7 +40,7 @@ impl AsRef<[u8]> for Mapped {
 impl Drop for Mapped {
     fn drop(&mut self) {
         let start = self.0.as_ptr() as usize;
-        SOURCES.lock().unwrap_or_else(PoisonError::into_inner).retain(|s| s.start != start);
+        lock(&SOURCES).retain(|s| s.start != start);
     }
 }
 
@@ -50,24 +55,22 @@ pub(super) fn map_file(path: &Path) -> io::Result<Bytes> {
     }
     let map = map(&file)?;
     let source = Source { start: map.as_ptr() as usize, len: map.len(), file: Mutex::new(file) };
-    SOURCES.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::new(source));
+    lock(&SOURCES).push(Arc::new(source));
     Ok(Bytes::from_owner(Mapped(map)))
 }
 
-/// Shorter pieces are written from memory.
-const LONG: usize = 64 << 10;
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
 
-/// Writes bytes at the position of a file; long ones that are mapped go from file to file.
+/// Writes bytes at the position of a file; those that are mapped go from file to file.
 ///
 /// # Errors
 /// I/O errors; when the source has become shorter since it was mapped.
 pub(super) fn write_bytes(bytes: &Bytes, to: &File) -> io::Result<()> {
-    let Some((source, start)) = source_of(bytes).filter(|_| bytes.len() >= LONG) else {
+    let Some((source, start)) = source_of(bytes) else {
         return (&*to).write_all(bytes);
     };
-    let file = source.file.lock().unwrap_or_else(PoisonError::into_inner);
+    let file = lock(&source.file);
     let mut from = &*file;
     from.seek(SeekFrom::Start(start))?;
     let copied = io::copy(&mut from.take(bytes.len() as u64), &mut &*to)?;
@@ -78,7 +81,7 @@ pub(super) fn write_bytes(bytes: &Bytes, to: &File) -> io::Result<()> {
 pub(super) fn read_through(bytes: &Bytes, mut take: impl FnMut(&[u8])) {
     let mut done = 0;
     if let Some((source, start)) = source_of(bytes) {
-        let file = source.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = lock(&source.file);
         let mut from = &*file;
         let mut buffer = vec![0; CHUNK];
         let found = from.seek(SeekFrom::Start(start)).is_ok();
@@ -100,7 +103,7 @@ pub(super) fn read_through(bytes: &Bytes, mut take: impl FnMut(&[u8])) {
 /// The mapped file that holds bytes, and where in it.
 fn source_of(bytes: &Bytes) -> Option<(Arc<Source>, u64)> {
     let start = bytes.as_ptr() as usize;
-    let sources = SOURCES.lock().unwrap_or_else(PoisonError::into_inner);
+    let sources = lock(&SOURCES);
     let source = sources.iter().find(|s| s.start <= start && start + bytes.len() <= s.start + s.len)?;
     Some((source.clone(), (start - source.start) as u64))
 }
@@ -118,6 +121,8 @@ fn map(file: &File) -> io::Result<Mmap> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LONG: usize = 64 << 10;
 
     #[test]
     fn mapped_bytes_are_copied_and_forgotten() {

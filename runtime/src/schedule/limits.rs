@@ -4,7 +4,7 @@
 use snlp_passes::ir::Graph;
 
 use super::ScheduleError;
-use super::plan::{OutputSource, Place, Plan};
+use super::plan::{Place, Plan};
 use crate::kernels::Limits;
 
 /// Refuses tensors with more elements than a kernel's 32 bits count. Axes of size 0 excuse nothing: strides are products
@@ -50,11 +50,7 @@ pub(super) fn affordable(plan: &Plan, limits: &Limits) -> Result<(), ScheduleErr
         check(&|| format!("weight '{}'", constant.name), longest)?;
     }
     check(&|| "what is sent to the device for each run".into(), plan.upload_bytes)?;
-    let read = |source: &OutputSource| match source {
-        OutputSource::Device { binding, .. } => binding.bytes,
-        OutputSource::Host(_) => 0,
-    };
-    check(&|| "all outputs together".into(), plan.outputs.iter().map(|o| read(&o.source)).sum())
+    check(&|| "all outputs together".into(), plan.outputs.iter().map(|o| o.source.device_bytes()).sum())
 }
 
 /// The node whose result makes a recycled buffer as large as it is.

@@ -152,6 +152,16 @@ pub enum OutputSource {
     Host(HostValue),
 }
 
+impl OutputSource {
+    /// Bytes that are read back from the device.
+    pub fn device_bytes(&self) -> u64 {
+        match self {
+            OutputSource::Device { binding, .. } => binding.bytes,
+            OutputSource::Host(_) => 0,
+        }
+    }
+}
+
 /// A graph output.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Output {
@@ -289,11 +299,7 @@ impl Plan {
                 Place::Constant(_) => {}
             }
         }
-        for output in &self.outputs {
-            if let OutputSource::Device { binding, .. } = &output.source {
-                stats.transfer_bytes += binding.bytes;
-            }
-        }
+        stats.transfer_bytes += self.outputs.iter().map(|o| o.source.device_bytes()).sum::<u64>();
         for step in &self.steps {
             stats.bytes += step.launch.bytes;
             stats.flops += step.launch.flops;

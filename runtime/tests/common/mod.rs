@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use snlp_passes::eval::eval_graph;
 use snlp_passes::ir::{
@@ -9,6 +10,21 @@ use snlp_passes::ir::{
     RotaryTable, ScatterReduction, Tensor, Type, Unary, ValueId,
 };
 use snlp_runtime::kernels::Limits;
+use snlp_runtime::{AdapterChoice, Gpu};
+
+/// One device for all tests; `None` (said once) without an adapter, unless `REQUIRE_GPU=1`.
+pub fn gpu() -> Option<Arc<Gpu>> {
+    static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
+    GPU.get_or_init(|| match Gpu::open(&AdapterChoice { substring: None, allow_software: true }) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");
+            eprintln!("SKIPPED: tests on a device: {error}");
+            None
+        }
+    })
+    .clone()
+}
 
 /// Limits like those of a small discrete GPU.
 pub fn limits() -> Limits {

@@ -202,7 +202,7 @@ impl Out<'_> {
     }
 }
 
-/// Pieces below this length are gathered.
+/// Pieces below this length are gathered in memory, where copying from file to file would cost more.
 const SHORT: usize = 64 << 10;
 
 /// A new file that will be `path`, complete. Where it will replace another, it is on the disk, so that a loss of power

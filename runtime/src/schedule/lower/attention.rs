@@ -58,8 +58,7 @@ impl Lowering<'_> {
         }
         let mut located: Vec<Located> = vec![];
         for v in operands {
-            let at = self.located(v)?;
-            located.push(self.as_words(&name, at)?);
+            located.push(self.in_words(&name, v)?);
         }
         let out = self.result(node.outputs[0])?;
         if !out.view.is_empty() {

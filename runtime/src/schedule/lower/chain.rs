@@ -17,7 +17,7 @@ use snlp_passes::ir::{Binary, Node, NodeId, Op, Reduce, Tensor, Unary, ValueId};
 use super::group::Group;
 use super::sinkhorn::Balance;
 use super::{Lowering, elementwise, heads};
-use crate::kernels::Activation;
+use crate::kernels::{Activation, NormKind};
 
 /// A matrix product with what is computed in the same dispatch.
 #[derive(Clone, Debug)]
@@ -111,6 +111,15 @@ pub(super) fn is_elementwise(op: &Op) -> bool {
     )
 }
 
+/// Which normalisation an operator is, over the axes from which on, with which epsilon.
+pub(super) fn norm_of(op: &Op) -> Option<(NormKind, usize, f32)> {
+    match *op {
+        Op::LayerNorm { axis, epsilon } => Some((NormKind::Layer, axis, epsilon)),
+        Op::RmsNorm { axis, epsilon } => Some((NormKind::Rms, axis, epsilon)),
+        _ => None,
+    }
+}
+
 /// The product's epilogue for an activation.
 pub(super) fn epilogue(u: Unary) -> Option<Activation> {
     Some(match u {
@@ -129,7 +138,7 @@ impl Lowering<'_> {
     pub(super) fn find_chains(&mut self, live: &[NodeId], levels: &[usize]) {
         for id in live {
             let Some(node) = self.graph.node(*id) else { continue };
-            if matches!(node.op, Op::LayerNorm { .. } | Op::RmsNorm { .. }) {
+            if norm_of(&node.op).is_some() {
                 self.find_norm(*id, node);
             }
             let gemm_bias = match &node.op {
@@ -194,12 +203,8 @@ impl Lowering<'_> {
             return;
         }
         let mut norm = Scaled { node: id, scale: node.input(1), bias: node.input(2), out: node.outputs[0] };
-        let last_axis = match node.op {
-            Op::LayerNorm { axis, .. } | Op::RmsNorm { axis, .. } => {
-                self.graph.shape(norm.out).is_some_and(|s| axis + 1 == s.len())
-            }
-            _ => false,
-        };
+        let last_axis = norm_of(&node.op)
+            .is_some_and(|(_, axis, _)| self.graph.shape(norm.out).is_some_and(|s| axis + 1 == s.len()));
         let bare = norm.scale.is_none() && norm.bias.is_none();
         for wanted in [Binary::Mul, Binary::Add] {
             let Some(user) = self.only_user(norm.out).filter(|_| bare && last_axis && self.options.fuse)

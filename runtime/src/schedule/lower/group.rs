@@ -10,19 +10,18 @@
 //! ```
 //!
 //! Gate and up may be the two halves of one product, told apart by slices. A group is computed where its first product
-//! stands. So whatever its epilogues read must be there already: it lies on
-//! an earlier level of the graph than the products. Where a kernel refuses a group, its members are computed one by one.
+//! stands. So whatever it reads must be there already: it lies on an earlier level of the graph than the products. Where
+//! a kernel refuses a group, its members are computed one by one.
 
 use std::collections::HashMap;
 
 use snlp_passes::ir::{Binary, Node, NodeId, Op, ValueId};
 
-use super::chain::{Added, Product, Scaled, epilogue};
-use super::linear::{Norm, Operands};
+use super::chain::{Added, Product, Scaled, epilogue, norm_of};
+use super::linear::Operands;
 use super::{Done, Failure, Home, Lowering, unsupported};
-use crate::kernels::{Activation, MAX_PARTS, NormKind, takes_norm};
+use crate::kernels::{Activation, MAX_PARTS, Scalar, takes_norm};
 use crate::schedule::constants::scalar_bytes;
-use crate::schedule::views;
 
 /// Products of one dispatch.
 #[derive(Clone, Debug)]
@@ -118,8 +117,7 @@ impl Lowering<'_> {
             });
         let bindable = [left, right, product.out].into_iter().all(|v| {
             let elements = self.shape(v).map_or(u64::MAX, |s| s.iter().map(|d| u64::from(*d)).product());
-            elements < u64::MAX / 8
-                && scalar_bytes(crate::kernels::Scalar::F32, elements) <= self.limits.max_storage_binding
+            elements < u64::MAX / 8 && scalar_bytes(Scalar::F32, elements) <= self.limits.max_storage_binding
         });
         // All that a group reads is there as soon as the left operand is.
         (product.contract.is_empty() && own == level(left) && early && bindable).then_some(left)
@@ -159,7 +157,7 @@ impl Lowering<'_> {
 
     /// A product of which one half of the columns, behind a function, is multiplied with the other.
     fn halves_of(&mut self, product: &Product) -> Option<Group> {
-        let whole = product.is_biased() && product.alpha == 1.0 && !self.results.contains(&product.out);
+        let whole = product.is_biased() && !self.results.contains(&product.out);
         let slices = match self.users[product.out.index()][..] {
             [a, b] if whole => [a, b],
             _ => return None,
@@ -244,11 +242,7 @@ impl Lowering<'_> {
         let norm = self.chains.norms.get(&self.graph.producer(left)?)?;
         let node = self.graph.node(norm.node)?;
         let shape = self.shape(left).ok()?;
-        let (kind, axis) = match node.op {
-            Op::RmsNorm { axis, .. } => (NormKind::Rms, axis),
-            Op::LayerNorm { axis, .. } => (NormKind::Layer, axis),
-            _ => return None,
-        };
+        let (kind, axis, _) = norm_of(&node.op)?;
         let products = || groups.iter().flat_map(|g| &g.products);
         let readers = &self.users[left.index()];
         let others = readers.iter().any(|r| !products().any(|p| p.node == *r));
@@ -269,7 +263,8 @@ impl Lowering<'_> {
     fn form(&mut self, group: Group, live: &[NodeId]) {
         let nodes: Vec<NodeId> = group.products.iter().map(|p| p.node).collect();
         let Some(key) = live.iter().find(|id| nodes.contains(id)).copied() else { return };
-        for product in &group.products {
+        let whole = group.whole.iter().map(|(product, _)| product);
+        for product in group.products.iter().chain(whole) {
             if let Some(last) = self.graph.producer(product.out) {
                 self.chains.products.remove(&last);
                 self.absorbed.insert(last);
@@ -277,13 +272,7 @@ impl Lowering<'_> {
             self.absorbed.insert(product.node);
         }
         self.absorbed.extend(group.gate);
-        if let Some((product, nodes)) = &group.whole {
-            if let Some(last) = self.graph.producer(product.out) {
-                self.chains.products.remove(&last);
-                self.absorbed.insert(last);
-            }
-            self.absorbed.extend(nodes);
-        }
+        self.absorbed.extend(group.whole.iter().flat_map(|(_, nodes)| nodes));
         self.chains.groups.insert(key, group);
     }
 
@@ -309,15 +298,10 @@ impl Lowering<'_> {
         let Some(left) = group.products.first().and_then(|p| self.graph.node(p.node)?.input(0)) else {
             return unsupported("an operand is missing");
         };
-        let (a, norm) = match &group.norm {
-            None => {
-                let a = self.located(left)?;
-                (self.as_words(&name, a)?, None)
-            }
-            Some(scaled) => {
-                let (x, norm) = self.normed(&name, scaled)?;
-                (x, Some(norm))
-            }
+        let norm = group.norm.as_ref().map(|scaled| self.normed(scaled)).transpose()?;
+        let a = match &norm {
+            Some(normed) => self.as_words(&name, normed.x.clone())?,
+            None => self.in_words(&name, left)?,
         };
         let mut parts: Vec<Operands> = vec![];
         for product in &group.products {
@@ -345,27 +329,6 @@ impl Lowering<'_> {
             }
         }
         Ok(())
-    }
-
-    /// What a norm reads, as wide as its result, and what it does.
-    fn normed(&mut self, name: &str, scaled: &Scaled) -> Done<(super::Located, Norm)> {
-        let Some(node) = self.graph.node(scaled.node) else { return unsupported("the norm is missing") };
-        let (epsilon, kind) = match node.op {
-            Op::LayerNorm { epsilon, .. } => (epsilon, NormKind::Layer),
-            Op::RmsNorm { epsilon, .. } => (epsilon, NormKind::Rms),
-            _ => return unsupported("not a normalisation"),
-        };
-        let Some(v) = node.input(0) else { return unsupported("the operand is missing") };
-        let x = self.located(v)?;
-        let mut x = self.as_words(name, x)?;
-        let shape = self.shape(scaled.out)?;
-        match views::broadcast(&x.view, &shape) {
-            Some(view) => x.view = view,
-            None => return unsupported(format!("{:?} normalised into {shape:?}", x.view)),
-        }
-        let scale = scaled.scale.map(|v| self.located(v)).transpose()?;
-        let bias = scaled.bias.map(|v| self.located(v)).transpose()?;
-        Ok((x, Norm { kind, epsilon, scale, bias }))
     }
 
     fn one_by_one(&mut self, group: &Group) -> Done {

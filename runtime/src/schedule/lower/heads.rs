@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use snlp_passes::ir::{Binary, Node, NodeId, Op, Rotary, RotaryTable, ScatterReduction, ValueId};
 
-use super::chain::Scaled;
+use super::chain::{Scaled, norm_of};
 use super::{Bound, Done, Located, Lowering, unsupported};
 use crate::kernels::{
     AttentionStep, HeadNorm, HeadPart, Heads, Launch, MAX_STEP, NormKind, Operand, Ready, Scalar, View,
@@ -198,7 +198,7 @@ impl Lowering<'_> {
     fn link(&self, id: NodeId) -> Option<(Link, ValueId, NodeId)> {
         if let Some(norm) = self.chains.norms.get(&id) {
             let node = self.graph.node(norm.node)?;
-            let (Op::LayerNorm { axis, .. } | Op::RmsNorm { axis, .. }) = node.op else { return None };
+            let (_, axis, _) = norm_of(&node.op)?;
             let fits = norm.bias.is_none() && self.graph.shape(norm.out)?.len() == axis + 1;
             return (fits && node.outputs.len() == 1).then_some((
                 Link::Norm(norm.clone()),
@@ -320,11 +320,11 @@ impl Lowering<'_> {
                     if let Some(at) = &mut laid.scale {
                         at.view = seen(&at.view, &shape)?;
                     }
-                    laid.norm = match self.graph.node(norm.node).map(|n| &n.op) {
-                        Some(Op::LayerNorm { epsilon, .. }) => Some((NormKind::Layer, *epsilon)),
-                        Some(Op::RmsNorm { epsilon, .. }) => Some((NormKind::Rms, *epsilon)),
-                        _ => return unsupported("not a normalisation"),
+                    let Some((kind, _, epsilon)) = self.graph.node(norm.node).and_then(|n| norm_of(&n.op))
+                    else {
+                        return unsupported("not a normalisation");
                     };
+                    laid.norm = Some((kind, epsilon));
                     laid.first = laid.rotary.is_none();
                 }
                 Link::Rotary(id) => {

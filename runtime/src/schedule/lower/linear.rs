@@ -4,10 +4,9 @@ use snlp_passes::ir::{Node, NodeId, Op, ValueId};
 
 use super::chain::{Added, Addend, Product};
 use super::coded::Code;
+use super::rows::Normed;
 use super::{Bound, Done, Failure, Located, Lowering, unsupported};
-use crate::kernels::{
-    Activation, Coding, ElementOp, Matmul, NormKind, Operand, Part, Program, Reg, RowNorm, View,
-};
+use crate::kernels::{Activation, Coding, ElementOp, Matmul, Operand, Part, Program, Reg, RowNorm, View};
 use crate::schedule::constants::scalar_bytes;
 use crate::schedule::views;
 
@@ -30,19 +29,15 @@ pub(super) struct Operands {
     pub made: Located,
 }
 
-/// A norm of a product's rows.
-pub(super) struct Norm {
-    pub kind: NormKind,
-    pub epsilon: f32,
-    pub scale: Option<Located>,
-    pub bias: Option<Located>,
-}
-
 fn view(at: &Located, view: Option<View>) -> Done<Located> {
     match view {
         Some(view) => Ok(Located { view, ..at.clone() }),
         None => unsupported(format!("{:?} cannot be viewed as the product needs it", at.view)),
     }
+}
+
+fn operand(bound: &Option<Bound>) -> Option<&Operand> {
+    bound.as_ref().map(|b| &b.operand)
 }
 
 impl Product {
@@ -74,8 +69,7 @@ impl Lowering<'_> {
         let [Some(a), Some(b)] = [node.input(0), node.input(1)] else {
             return unsupported("an operand is missing");
         };
-        let a = self.located(a)?;
-        let a = self.as_words(&name, a)?;
+        let a = self.in_words(&name, a)?;
         let (a, b, code) = self.factors(node, a, b)?;
         let operands = self.arranged(&name, &product, (&a, &b, &code), product.out, None)?;
         self.multiply(&name, &operands)?;
@@ -221,7 +215,7 @@ impl Lowering<'_> {
     pub(super) fn multiply_parts(
         &mut self,
         name: &str,
-        norm: Option<&Norm>,
+        norm: Option<&Normed>,
         parts: &[Operands],
         gated: bool,
     ) -> Done {
@@ -241,39 +235,33 @@ impl Lowering<'_> {
         for o in parts {
             let code = o.code.as_ref();
             let read = [
-                Some(self.bind(&o.b)?),
                 maybe(code.map(|c| &c.scale))?,
                 maybe(code.and_then(|c| c.zero.as_ref()))?,
                 maybe(o.bias.as_ref())?,
                 maybe(o.residual.as_ref())?,
             ];
-            bound.push((read, self.bind(&o.out)?));
+            bound.push((self.bind(&o.b)?, read, self.bind(&o.out)?));
         }
-        let operand = |bound: &'_ Option<Bound>| bound.as_ref().map(|b| b.operand.clone());
-        let operands: Vec<[Option<Operand>; 5]> =
-            bound.iter().map(|(read, _)| std::array::from_fn(|i| operand(&read[i]))).collect();
-        let mut described = vec![];
-        for ((o, [b, scale, zero, bias, residual]), (_, out)) in parts.iter().zip(&operands).zip(&bound) {
-            let Some(b) = b else { continue };
+        let described = parts.iter().zip(&bound).map(|(o, (b, [scale, zero, bias, residual], out))| {
             let block = o.code.as_ref().map_or(1, |c| c.block);
-            described.push(Part {
-                coding: scale.as_ref().map(|scale| Coding { scale, zero: zero.as_ref(), block }),
-                bias: bias.as_ref(),
+            Part {
+                coding: operand(scale).map(|scale| Coding { scale, zero: operand(zero), block }),
+                bias: operand(bias),
                 activation: o.activation,
                 alpha: o.alpha,
-                residual: residual.as_ref(),
-                ..Part::new(b, &out.operand)
-            });
-        }
+                residual: operand(residual),
+                ..Part::new(&b.operand, &out.operand)
+            }
+        });
         let launch = Matmul {
             a: &a.operand,
             norm: norm.map(|n| RowNorm {
                 kind: n.kind,
                 epsilon: n.epsilon,
-                scale: scale.as_ref().map(|x| &x.operand),
-                bias: bias.as_ref().map(|x| &x.operand),
+                scale: operand(&scale),
+                bias: operand(&bias),
             }),
-            parts: described,
+            parts: described.collect(),
             gated,
             contract: first.contract,
             accumulate: first.accumulate,
@@ -281,8 +269,8 @@ impl Lowering<'_> {
         .launch(self.limits)?;
         let mut all = vec![&a];
         all.extend([&scale, &bias].into_iter().flatten());
-        all.extend(bound.iter().flat_map(|(read, _)| read.iter().flatten()));
-        all.extend(bound.iter().take(if gated { 1 } else { parts.len() }).map(|(_, out)| out));
+        all.extend(bound.iter().flat_map(|(b, read, _)| std::iter::once(b).chain(read.iter().flatten())));
+        all.extend(bound.iter().take(if gated { 1 } else { parts.len() }).map(|(.., out)| out));
         self.emit(name, launch, &all)
     }
 
@@ -371,8 +359,7 @@ impl Lowering<'_> {
         let [Some(a), Some(b)] = [node.input(0), node.input(1)] else {
             return unsupported("an operand is missing");
         };
-        let a = self.located(a)?;
-        let a = self.as_words(name, a)?;
+        let a = self.in_words(name, a)?;
         let (a, b, code) = self.factors(node, a, b)?;
         let out = self.result(node.outputs[0])?;
         let raw = self.fresh(&out.view.shape.clone(), out.scalar);

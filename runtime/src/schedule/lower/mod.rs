@@ -458,6 +458,12 @@ impl<'g> Lowering<'g> {
         if at.scalar.is_packed() { self.copied(node, &at) } else { Ok(at) }
     }
 
+    /// Where a value lies, in words.
+    fn in_words(&mut self, node: &str, v: ValueId) -> Done<Located> {
+        let at = self.located(v)?;
+        self.as_words(node, at)
+    }
+
     fn outputs(&mut self) -> Result<(), ScheduleError> {
         // States are written last: whatever reads what they held before comes first.
         let of_state =

@@ -95,22 +95,9 @@ impl<'g> Lowering<'g> {
     }
 
     pub(super) fn balance(&mut self, node: &Node, balance: &Balance) -> Done {
-        let name = self.name(node);
-        let x = self.located(balance.x)?;
-        let x = self.as_words(&name, x)?;
-        let out = self.result(node.outputs[0])?;
-        if !out.view.is_empty() {
-            let (bx, bo) = (self.bind(&x)?, self.bind(&out)?);
-            let launch = Sinkhorn {
-                x: &bx.operand,
-                out: &bo.operand,
-                steps: &balance.steps,
-                epsilon: balance.epsilon,
-            }
-            .launch(self.limits)?;
-            self.emit(&name, launch, &[&bx, &bo])?;
-        }
-        self.set(node.outputs[0], out);
-        Ok(())
+        self.of_one(node, balance.x, |x, out, limits| {
+            let (x, out) = (&x.operand, &out.operand);
+            Ok(Sinkhorn { x, out, steps: &balance.steps, epsilon: balance.epsilon }.launch(limits)?)
+        })
     }
 }
