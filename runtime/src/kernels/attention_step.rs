@@ -1,9 +1,10 @@
 //! Attention of a few new tokens behind caches: what [`Heads`](super::Heads) and [`Attention`](super::Attention) do,
-//! in one dispatch.
+//! in one dispatch, or in two where the caches are so long that several workgroups share the keys of a query.
 //!
 //! Bindings: `q`, `k`, `v`, `cos`, `sin`, `scale` of the queries, of the keys, `mask`, `sinks`, `position`, then
 //! `k_cache`, `v_cache` (read and written) and `out`, from 1 on; the caches at 14 and 15 where they are read in fours.
-//! What is absent has no binding.
+//! What is absent has no binding. With `shares`, those are at 16 instead of `out`; merging binds `sinks`, `shares` at 17
+//! and `out`.
 
 use snlp_passes::ir::{Attention as Attributes, Rotary, RotaryTable};
 
@@ -20,8 +21,14 @@ const MAX_BATCH: usize = 3;
 pub const MAX_STEP: u32 = 8;
 /// From this many rows of the caches on, workgroups are as large as is common.
 const MANY_KEYS: u32 = 512;
+/// So many workgroups keep a large GPU busy.
+const BUSY: u32 = 256;
+/// Fewer rows of the caches are no share of their own.
+const SHARE: u32 = 512;
 /// Invocations that make a row ready together.
 const LANES: u32 = 32;
+/// Invocations that merge the shares of a query.
+const MERGE: u32 = 128;
 /// Lanes that the kernel with subgroup operations is written for.
 const SUBGROUP: u32 = 8;
 
@@ -35,7 +42,7 @@ pub struct Ready<'a> {
 }
 
 /// A causal attention whose keys and values are `S` rows of caches, into which those of the new tokens go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AttentionStep<'a> {
     /// `[batch.., Hq, T, d]`, f32, `T` at most [`MAX_STEP`].
     pub q: &'a Operand,
@@ -61,6 +68,9 @@ pub struct AttentionStep<'a> {
     pub position: &'a Operand,
     /// `[batch.., Hq, T, e]`, f32.
     pub out: &'a Operand,
+    /// `[batch.., Hq, T, n, e + 2]`, f32, dense: what `n` workgroups make of each query, for
+    /// [`AttentionStep::merge`]. With one workgroup to a query, nothing.
+    pub shares: Option<&'a Operand>,
     /// Scale, window, cap; causal.
     pub attributes: Attributes,
 }
@@ -84,17 +94,92 @@ fn lies_in_fours(cache: &Operand) -> bool {
 }
 
 impl AttentionStep<'_> {
-    /// The dispatch.
+    /// How many workgroups had better share the keys of a query: 1 for none but its own.
+    ///
+    /// # Errors
+    /// As [`AttentionStep::launch`].
+    pub fn wanted_shares(&self, limits: &Limits) -> Result<u32, KernelError> {
+        let sizes = self.sizes()?;
+        let seen = self.attributes.window.map_or(sizes.keys, |w| w.min(sizes.keys));
+        let rows = self.rows(&sizes)?.max(1);
+        Ok(if limits.software { 1 } else { (BUSY / rows).min(seen / SHARE).max(1) })
+    }
+
+    /// The dispatch, or with `shares` the first of two.
     ///
     /// # Errors
     /// When shapes or types do not fit, there are too many tokens, a head is larger than [`MAX_HEAD`], workgroup
-    /// memory does not hold the new keys, or more than three batch axes remain after merging.
+    /// memory does not hold the new keys, or more than three batch axes remain after merging. On adapters in software
+    /// nothing is shared.
     pub fn launch(&self, limits: &Limits) -> Result<Launch, KernelError> {
         let sizes = self.sizes()?;
-        let Sizes { heads, key_heads, queries, keys, d, e } = sizes;
-        let (batch, views) = self.views(&sizes)?;
-        let rows = count(KERNEL, &self.out.view.shape)?.checked_div(e).unwrap_or(0);
         let (entry, workgroup, each) = self.shape_of_workgroup(&sizes, limits)?;
+        let shares = self.share_count(&sizes)?;
+        if entry != "by_group" && self.shares.is_some() {
+            let reason = "shares on an adapter in software".into();
+            return Err(KernelError::Unsupported { kernel: KERNEL, reason });
+        }
+        let groups = u64::from(self.rows(&sizes)?.div_ceil(each)) * u64::from(shares);
+        self.dispatch(&sizes, limits, entry, workgroup, groups)
+    }
+
+    /// The second dispatch: what the workgroups of a query made becomes its row.
+    ///
+    /// # Errors
+    /// As [`AttentionStep::launch`], and without `shares`.
+    pub fn merge(&self, limits: &Limits) -> Result<Launch, KernelError> {
+        let sizes = self.sizes()?;
+        let Some(shares) = self.shares else {
+            let reason = "nothing to merge".into();
+            return Err(KernelError::Unsupported { kernel: KERNEL, reason });
+        };
+        let rows = self.rows(&sizes)?;
+        let launch = self.dispatch(&sizes, limits, "merge", MERGE, rows.into())?;
+        let reads = self.sinks.map(|_| 9).into_iter().chain([17]).collect();
+        let read = touched(shares);
+        Ok(Launch {
+            roles: Roles { reads, writes: vec![13] },
+            flops: read / 2,
+            bytes: read + touched(self.out),
+            ..launch
+        })
+    }
+
+    /// Queries of all heads and batches.
+    fn rows(&self, sizes: &Sizes) -> Result<u32, KernelError> {
+        Ok(count(KERNEL, &self.out.view.shape)?.checked_div(sizes.e).unwrap_or(0))
+    }
+
+    /// Workgroups to a query.
+    fn share_count(&self, sizes: &Sizes) -> Result<u32, KernelError> {
+        let Some(Operand { view, scalar }) = self.shares else { return Ok(1) };
+        let (out, fits) = match view.shape[..] {
+            [ref rows @ .., n, wide] => {
+                let [outer @ .., _] = &self.out.view.shape[..] else { return Ok(1) };
+                (n, rows == outer && wide == sizes.e + 2 && n > 0)
+            }
+            _ => (0, false),
+        };
+        count(KERNEL, &view.shape)?;
+        if fits && view.is_dense() && view.offset == 0 && *scalar == Scalar::F32 {
+            return Ok(out);
+        }
+        let reason = format!("shares {view:?} of {:?}", self.out.view);
+        Err(KernelError::Unsupported { kernel: KERNEL, reason })
+    }
+
+    fn dispatch(
+        &self,
+        sizes: &Sizes,
+        limits: &Limits,
+        entry: &'static str,
+        workgroup: u32,
+        groups: u64,
+    ) -> Result<Launch, KernelError> {
+        let Sizes { heads, key_heads, queries, keys, d, e } = *sizes;
+        let (batch, views) = self.views(sizes)?;
+        let rows = self.rows(sizes)?;
+        let shares = self.share_count(sizes)?;
         let fours = limits.software && [self.k_cache, self.v_cache].into_iter().all(lies_in_fours);
         let a = &self.attributes;
         let epsilon = |ready: &Ready| ready.norm.as_ref().map_or(0.0, |n| n.epsilon);
@@ -135,6 +220,7 @@ impl AttentionStep<'_> {
             ("SAFE", a.safe.into()),
             ("SINKS", self.sinks.is_some().into()),
             ("FOURS", fours.into()),
+            ("SHARES", if shares > 1 { shares } else { 0 }),
         ];
         constants.extend(flags.iter().filter(|(_, value)| *value > 0));
         Ok(Launch {
@@ -146,9 +232,9 @@ impl AttentionStep<'_> {
             },
             params,
             roles: self.roles(fours),
-            grid: grid(KERNEL, rows.div_ceil(each).into(), limits)?,
+            grid: grid(KERNEL, groups, limits)?,
             flops: 2 * u64::from(rows) * u64::from(keys) * u64::from(d + e),
-            bytes: self.operands().into_iter().flatten().map(touched).sum(),
+            bytes: self.operands().into_iter().flatten().chain(self.shares).map(touched).sum(),
         })
     }
 
@@ -189,7 +275,8 @@ impl AttentionStep<'_> {
             (10, true),
         ];
         let reads = present.into_iter().filter(|(_, present)| *present).map(|(n, _)| n).collect();
-        Roles { reads, writes: if fours { vec![14, 15, 13] } else { vec![11, 12, 13] } }
+        let [k, v] = if fours { [14, 15] } else { [11, 12] };
+        Roles { reads, writes: vec![k, v, if self.shares.is_some() { 16 } else { 13 }] }
     }
 
     fn sizes(&self) -> Result<Sizes, KernelError> {

@@ -3,6 +3,7 @@
 // A workgroup takes one query. It makes the new keys that its query sees itself, and reads none but the cache's rows
 // below the position, which no workgroup writes; so the order of workgroups does not matter. Row t of a cache is
 // written for query t of the first head that reads it.
+// Of long caches, several workgroups take shares of a query's keys, and another dispatch merges what they make.
 
 // Strides of the batch axes in xyz, the offset in w; then of head, row and column.
 struct View {
@@ -64,6 +65,10 @@ const SCALE_K = 13u;
 // The caches, when FOURS.
 @group(0) @binding(14) var<storage, read_write> k_fours: array<vec4<f32>>;
 @group(0) @binding(15) var<storage, read_write> v_fours: array<vec4<f32>>;
+// What shares make: of each its largest score, the sum of its weights relative to that, and its weighted values.
+@group(0) @binding(16) var<storage, read_write> shares: array<f32>;
+// The same, when they are merged.
+@group(0) @binding(17) var<storage, read> made: array<f32>;
 
 override WG: u32 = 128u;
 // Columns of keys and values.
@@ -86,6 +91,8 @@ override WINDOW: bool = false;
 override SOFTCAP: bool = false;
 override SAFE: bool = false;
 override SINKS: bool = false;
+// Workgroups to a query.
+override SHARES: u32 = 1u;
 // Columns of the caches lie side by side, and rows begin at fours of them.
 override FOURS: bool = false;
 
@@ -116,7 +123,7 @@ struct Place {
     position: i32,
 }
 
-fn place(row: u32) -> Place {
+fn place(row: u32, position: i32) -> Place {
     var rest = row / p.queries;
     let h = rest % p.heads;
     rest = rest / p.heads;
@@ -128,7 +135,7 @@ fn place(row: u32) -> Place {
         }
     }
     at.x = rest;
-    return Place(at, h, h / p.group, row % p.queries, position[p.position]);
+    return Place(at, h, h / p.group, row % p.queries, position);
 }
 
 fn start(view: u32, batch: vec4<u32>, head: u32, row: u32) -> u32 {
@@ -256,9 +263,8 @@ fn write_turned(key: bool, row: Row, n: u32, lane: u32) {
     }
 }
 
-// Fills `turned` with the query and the new keys that it sees, and writes the rows of the caches that are this
-// workgroup's.
-fn prepare(at: Place, l: u32) {
+// Fills `turned` with the query and the new keys that it sees; the query's first share writes its rows of the caches.
+fn prepare(at: Place, share: u32, l: u32) {
     let lane = l % LANES;
     let rows = at.t + 2u;
     if (select(NORM_Q == 4u, true, NORM_Q == 2u)) {
@@ -288,7 +294,7 @@ fn prepare(at: Place, l: u32) {
     workgroupBarrier();
     var to = at.position + i32(at.t);
     to += select(0, i32(p.keys), to < 0);
-    if (at.head % p.group == 0u && to >= 0 && to < i32(p.keys)) {
+    if (share == 0u && at.head % p.group == 0u && to >= 0 && to < i32(p.keys)) {
         let to_k = start(K_CACHE, at.batch, at.shared_, u32(to));
         let to_v = start(V_CACHE, at.batch, at.shared_, u32(to));
         let source = start(V, at.batch, at.shared_, at.t);
@@ -379,13 +385,14 @@ fn reduce_sum(value: f32, l: u32) -> f32 {
 }
 
 // WG invocations: eight to a key for the scores of a block of WG keys, then each sums one or two columns of the
-// values over a slice of the block.
+// values over a slice of the block. The shares of a query take blocks in turn.
 @compute @workgroup_size(WG)
 fn by_group(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-    let row = w.x + n.x * (w.y + n.y * w.z);
-    if (row >= p.rows) { return; }
-    let at = place(row);
-    prepare(at, l);
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.rows * SHARES) { return; }
+    let share = group % SHARES;
+    let at = place(group / SHARES, position[p.position]);
+    prepare(at, share, l);
     let keys = keys_of(at);
     let k_start = start(K_CACHE, at.batch, at.shared_, 0u);
     let v_start = start(V_CACHE, at.batch, at.shared_, 0u);
@@ -402,7 +409,7 @@ fn by_group(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     var sum = vec2<f32>(0.0);
     var most = LOWEST;
     var total = 0.0;
-    for (var block = keys.first; block < keys.end; block += WG) {
+    for (var block = keys.first + share * WG; block < keys.end; block += WG * SHARES) {
         for (var i = l / 8u; i < WG; i += WG / 8u) {
             let s = block + i;
             var product = 0.0;
@@ -453,11 +460,47 @@ fn by_group(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     workgroupBarrier();
     if (l < wide) {
         for (var i = 1u; i < slices; i++) { sum.x += partial[l + i * wide]; }
+        if (SHARES > 1u) {
+            let to = group * (E + 2u);
+            if (l == 0u) {
+                shares[to] = most;
+                shares[to + 1u] = total;
+            }
+            shares[to + 2u + l] = sum.x;
+            if (l + WG < E) { shares[to + 2u + l + WG] = sum.y; }
+            return;
+        }
         let factor = divisor(total, total != 0.0, most, at);
         let to = start(OUT, at.batch, at.head, at.t);
         let along = p.views[OUT].tail.z;
         out[to + l * along] = sum.x * factor;
         if (l + WG < E) { out[to + (l + WG) * along] = sum.y * factor; }
+    }
+}
+
+// The shares of a query become its row.
+@compute @workgroup_size(WG)
+fn merge(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let row = w.x + n.x * (w.y + n.y * w.z);
+    if (row >= p.rows) { return; }
+    let at = place(row, 0);
+    let source = row * SHARES * (E + 2u);
+    var most = LOWEST;
+    for (var s = 0u; s < SHARES; s++) { most = max(most, made[source + s * (E + 2u)]); }
+    var total = 0.0;
+    for (var s = 0u; s < SHARES; s++) {
+        let from_ = source + s * (E + 2u);
+        total = fma(exp_(made[from_] - most), made[from_ + 1u], total);
+    }
+    let factor = divisor(total, total != 0.0, most, at);
+    let to = start(OUT, at.batch, at.head, at.t);
+    for (var column = l; column < E; column += WG) {
+        var sum = 0.0;
+        for (var s = 0u; s < SHARES; s++) {
+            let from_ = source + s * (E + 2u);
+            sum = fma(exp_(made[from_] - most), made[from_ + 2u + column], sum);
+        }
+        out[to + column * p.views[OUT].tail.z] = sum * factor;
     }
 }
 
@@ -604,7 +647,7 @@ fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     zero = l >> 16u;
     let row = (w.x + n.x * (w.y + n.y * w.z)) * WG + l;
     if (row >= p.rows) { return; }
-    let at = place(row);
+    let at = place(row, position[p.position]);
     var sum: array<vec4<f32>, 64>;
     let seen = attend(at, 0u, 1u, &sum);
     let factor = divisor(seen.total, seen.total != 0.0, seen.most, at);
@@ -622,7 +665,7 @@ fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     zero = l >> 16u;
     let row = w.x + n.x * (w.y + n.y * w.z);
     if (row >= p.rows) { return; }
-    let at = place(row);
+    let at = place(row, position[p.position]);
     var sum: array<vec4<f32>, 64>;
     let seen = attend(at, l, 8u, &sum);
     let most = subgroupMax(seen.most);

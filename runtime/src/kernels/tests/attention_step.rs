@@ -171,6 +171,7 @@ fn check(case: &Case) {
         sinks: case.sinks.then_some(&sinks.operand),
         position: &at,
         out: &out,
+        shares: None,
         attributes: case.attributes,
     };
     let mut reads = vec![bits(&q.values), bits(&k.values), bits(&v.values)];
@@ -204,6 +205,25 @@ fn check(case: &Case) {
         close(&elements(&out.view, &f32s(&writes[2])), &expected, 2e-5, 2e-5);
         close(&f32s(&writes[0]), &written(&full_k, &kc), 2e-5, 2e-5);
         close(&f32s(&writes[1]), &written(&full_v, &vc), 0.0, 0.0);
+    }
+    // Several workgroups to a query: as many as there are blocks of keys, more, and fewer.
+    let device = Limits { max_workgroup_memory: 32 << 10, ..hardware() };
+    for count in [2, 3, 7] {
+        let shares = dense(&[&case.lead[..], &[hq, t, count, e + 2]].concat(), Scalar::F32);
+        let spec = AttentionStep { shares: Some(&shares), ..spec.clone() };
+        let (launch, merge) = (spec.launch(&device).unwrap(), spec.merge(&device).unwrap());
+        if !gpu.binds(&launch) {
+            continue;
+        }
+        let mut writes = [poisoned(&kc), poisoned(&vc), poison(shares.view.len() as usize)];
+        gpu.run(&launch, &reads, &mut writes);
+        close(&f32s(&writes[0]), &written(&full_k, &kc), 2e-5, 2e-5);
+        close(&f32s(&writes[1]), &written(&full_v, &vc), 0.0, 0.0);
+        let sinks = bits(&sinks.values);
+        let mut reads: Vec<&[u32]> = if case.sinks { vec![&sinks] } else { vec![] };
+        reads.push(&writes[2]);
+        let done = gpu.run_one(&merge, &reads, expected.len());
+        close(&elements(&out.view, &f32s(&done)), &expected, 2e-5, 2e-5);
     }
 }
 
@@ -283,6 +303,39 @@ fn masks_windows_caps_and_sinks() {
 }
 
 #[test]
+fn long_caches_are_shared() {
+    let at = dense(&[1], Scalar::I32);
+    let wanted = |device: &Limits, heads: u32, rows: u32, window: Option<u32>| {
+        let (new, cache) = (dense(&[heads, 1, 8], Scalar::F32), dense(&[heads, rows, 8], Scalar::F32));
+        let (q, k, v, out, k_cache, v_cache) = (&new, &new, &new, &new, &cache, &cache);
+        let attributes = Attributes { window, ..plain([1, 1], [1, 1], [8, 8], 0).attributes };
+        AttentionStep {
+            q,
+            k,
+            v,
+            ready_q: Ready::default(),
+            ready_k: Ready::default(),
+            rotary: None,
+            k_cache,
+            v_cache,
+            mask: None,
+            sinks: None,
+            position: &at,
+            out,
+            shares: None,
+            attributes,
+        }
+        .wanted_shares(device)
+        .unwrap()
+    };
+    assert_eq!(wanted(&hardware(), 4, 512, None), 1, "a short cache");
+    assert_eq!(wanted(&hardware(), 4, 4096, None), 8);
+    assert_eq!(wanted(&hardware(), 64, 4096, None), 4, "many heads");
+    assert_eq!(wanted(&hardware(), 4, 4096, Some(600)), 1, "a window");
+    assert_eq!(wanted(&limits(), 4, 4096, None), 1, "software");
+}
+
+#[test]
 fn says_what_does_not_fit() {
     let shape = |rows: u32, width: u32| dense(&[1, rows, width], Scalar::F32);
     let at = dense(&[1], Scalar::I32);
@@ -305,6 +358,7 @@ fn says_what_does_not_fit() {
             sinks,
             position,
             out,
+            shares: None,
             attributes,
         }
         .launch(&device)

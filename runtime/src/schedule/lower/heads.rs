@@ -389,7 +389,7 @@ impl Lowering<'_> {
         let (k_cache, v_cache) = (self.bind(&home_k)?, self.bind(&home_v)?);
         let home = self.result(node.outputs[0])?;
         let out = self.bind(&home)?;
-        let launch = AttentionStep {
+        let mut spec = AttentionStep {
             q: &q.x.operand,
             k: &k.x.operand,
             v: &v.x.operand,
@@ -402,18 +402,35 @@ impl Lowering<'_> {
             sinks: sinks.map(|s| &s.operand),
             position: &position.operand,
             out: &out.operand,
+            shares: None,
             attributes: *attributes,
-        }
-        .launch(self.limits)?;
+        };
+        let count = spec.wanted_shares(self.limits)?;
+        let shares = if count > 1 { Some(self.shares(&home.view.shape, count)?) } else { None };
+        spec.shares = shares.as_ref().map(|s| &s.operand);
+        let launch = spec.launch(self.limits)?;
         let mut bound = vec![&q.x, &k.x, &v.x];
         bound.extend(rotary.into_iter().flat_map(|(_, tables)| tables));
         bound.extend([q.scale.as_ref(), k.scale.as_ref(), mask, sinks].into_iter().flatten());
-        bound.extend([&position, &k_cache, &v_cache, &out]);
-        self.emit_in_place(&self.name(node), launch, &bound)?;
+        bound.extend([&position, &k_cache, &v_cache, shares.as_ref().unwrap_or(&out)]);
+        let name = self.name(node);
+        self.emit_in_place(&name, launch, &bound)?;
+        if let Some(shares) = &shares {
+            let bound: Vec<&Bound> = sinks.into_iter().chain([shares, &out]).collect();
+            self.emit(&name, spec.merge(self.limits)?, &bound)?;
+        }
         self.appended(to_k, home_k);
         self.appended(to_v, home_v);
         self.set(node.outputs[0], home);
         Ok(())
+    }
+
+    /// Room for what `count` workgroups make of each row of an attention's result.
+    fn shares(&mut self, result: &[u32], count: u32) -> Done<Bound> {
+        let [rows @ .., width] = result else { return unsupported("an attention without rows") };
+        let shape = [rows, &[count, width + 2]].concat();
+        let home = self.fresh(&shape, Scalar::F32);
+        self.bind(&home)
     }
 
     /// The rows of a part are in their state, once the host has checked that there is room.
