@@ -315,6 +315,7 @@ const TYPICAL: Limits = Limits {
     min_offset_alignment: 256,
     software: false,
     subgroup_size: 32,
+    cooperative: 0,
 };
 
 impl Figures {

@@ -115,7 +115,7 @@ fn agree(what: &str, actual: &Named, expected: &Named) {
 }
 
 fn gpu() -> Option<Arc<Gpu>> {
-    match Gpu::open(&AdapterChoice { substring: None, allow_software: true }) {
+    match Gpu::open(&AdapterChoice::any()) {
         Ok(gpu) => Some(gpu),
         Err(error) => {
             assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");

@@ -103,7 +103,7 @@ fn converted_models_decode_the_same_tokens_in_onnx_runtime_and_here() {
         eprintln!("SKIPPED: there is no adapter");
         return;
     }
-    let gpu = Gpu::open(&AdapterChoice { substring: None, allow_software: true }).unwrap();
+    let gpu = Gpu::open(&AdapterChoice::any()).unwrap();
     let fixture = root().join("fixtures/llama-tiny-past/model.onnx");
     for plan in ["sequential", "4xF1", "2xF2", "s1 3xF1[k=2,kv=exact,init=batch_fwd]"] {
         check(&fixture, plan, &gpu, &python);

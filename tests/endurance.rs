@@ -60,7 +60,7 @@ fn inputs(source: &Source, length: usize) -> Vec<(String, Tensor)> {
 #[test]
 fn memory_is_flat_on_a_device() {
     let _one = ONE.lock();
-    let gpu = match Gpu::open(&AdapterChoice { substring: None, allow_software: true }) {
+    let gpu = match Gpu::open(&AdapterChoice::any()) {
         Ok(gpu) => gpu,
         Err(error) => {
             assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");
@@ -90,7 +90,7 @@ fn memory_is_flat_on_a_device() {
     assert!(held < 2 << 20, "{held} bytes of weights of sessions that are gone");
     // A device of its own each time: what drivers keep of one is theirs.
     for _ in 0..3 {
-        let gpu = Gpu::open(&AdapterChoice { substring: None, allow_software: true }).unwrap();
+        let gpu = Gpu::open(&AdapterChoice::any()).unwrap();
         let session = Session::new(&gpu, source.graph.clone(), Options::default()).unwrap();
         session.run(&given[0]).unwrap();
     }

@@ -84,7 +84,7 @@ fn gpu(stepper: &Stepper) -> Option<OnGpu> {
         eprintln!("skipped on the GPU: there is no adapter");
         return None;
     }
-    let gpu = Gpu::open(&AdapterChoice { substring: None, allow_software: true }).expect("opens");
+    let gpu = Gpu::open(&AdapterChoice::any()).expect("opens");
     let options = Options { states: stepper.states.clone(), ..Options::default() };
     Some(OnGpu(Session::new(&gpu, stepper.graph.clone(), options).expect("is valid")))
 }

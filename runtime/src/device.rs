@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
+use crate::cooperative;
 use crate::error::RuntimeError;
-use crate::kernels::Limits;
+use crate::kernels::{self, Limits};
 use crate::pipelines::Pipelines;
 use crate::weights::{WeightReport, WeightStore};
 
@@ -46,6 +47,8 @@ pub struct DeviceInfo {
     pub limits: Limits,
     /// Names of optional features that the runtime can use and the adapter has.
     pub features: Vec<&'static str>,
+    /// Why a feature that the adapter has was not used after all, once the device was opened.
+    pub withheld: Option<String>,
 }
 
 impl DeviceInfo {
@@ -58,9 +61,10 @@ impl DeviceInfo {
             wgpu::DeviceType::Cpu => DeviceKind::Software,
             wgpu::DeviceType::Other => DeviceKind::Unknown,
         };
-        let features = usable_features(adapter.features());
+        let features = usable_features(adapter);
         let subgroup_size = subgroup_size(&info, features);
-        let limits = Limits::of(&adapter.limits(), kind == DeviceKind::Software, subgroup_size);
+        let cooperative = cooperative_side(adapter, subgroup_size);
+        let limits = Limits::of(&adapter.limits(), kind == DeviceKind::Software, subgroup_size, cooperative);
         let driver = format!("{} {}", info.driver, info.driver_info);
         DeviceInfo {
             name: info.name,
@@ -69,6 +73,7 @@ impl DeviceInfo {
             driver: driver.trim().to_string(),
             limits,
             features: OPTIONAL.iter().filter(|(_, f)| features.contains(*f)).map(|(n, _)| *n).collect(),
+            withheld: None,
         }
     }
 
@@ -89,11 +94,14 @@ impl DeviceInfo {
     }
 }
 
+const COOPERATIVE: &str = "cooperative-matrix";
+
 /// Optional features that are asked for where they exist.
-const OPTIONAL: [(&str, wgpu::Features); 3] = [
+const OPTIONAL: [(&str, wgpu::Features); 4] = [
     ("timestamps", wgpu::Features::TIMESTAMP_QUERY),
     ("subgroups", wgpu::Features::SUBGROUP),
     ("f16", wgpu::Features::SHADER_F16),
+    (COOPERATIVE, wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX),
 ];
 
 /// As [`Limits::subgroup_size`].
@@ -102,12 +110,46 @@ pub(crate) fn subgroup_size(info: &wgpu::AdapterInfo, features: wgpu::Features) 
     if fixed && features.contains(wgpu::Features::SUBGROUP) { info.subgroup_min_size } else { 0 }
 }
 
-fn usable_features(all: wgpu::Features) -> wgpu::Features {
-    OPTIONAL.iter().fold(wgpu::Features::empty(), |f, (_, o)| f | (all & *o))
+pub(crate) fn usable_features(adapter: &wgpu::Adapter) -> wgpu::Features {
+    let all = adapter.features();
+    let mut usable = OPTIONAL.iter().fold(wgpu::Features::empty(), |f, (_, o)| f | (all & *o));
+    if cooperative_side(adapter, subgroup_size(&adapter.get_info(), usable)) == 0 {
+        usable.remove(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+    }
+    usable
+}
+
+/// As [`Limits::cooperative`], of an adapter whose subgroups have so many lanes.
+pub(crate) fn cooperative_side(adapter: &wgpu::Adapter, subgroup_size: u32) -> u32 {
+    let features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX | wgpu::Features::SHADER_F16;
+    if !adapter.features().contains(features) {
+        return 0;
+    }
+    let of = |side: u32| wgpu::CooperativeMatrixProperties {
+        m_size: side,
+        n_size: side,
+        k_size: side,
+        ab_type: wgpu::CooperativeScalarType::F16,
+        cr_type: wgpu::CooperativeScalarType::F32,
+        saturating_accumulation: false,
+    };
+    let offered = adapter.cooperative_matrix_properties();
+    let fits = |side: &&u32| offered.contains(&of(**side)) && kernels::cooperates(**side, subgroup_size);
+    [16, 8].iter().find(fits).copied().unwrap_or(0)
+}
+
+/// Leave to use cooperative matrices, where the adapter has them.
+pub(crate) fn experimental() -> wgpu::ExperimentalFeatures {
+    #[allow(unsafe_code)]
+    // SAFETY: the one experimental feature that is asked for is cooperative matrices, in one kernel of ours whose
+    // loads and stores lie inside its own workgroup memory.
+    unsafe {
+        wgpu::ExperimentalFeatures::enabled()
+    }
 }
 
 impl Limits {
-    fn of(limits: &wgpu::Limits, software: bool, subgroup_size: u32) -> Self {
+    fn of(limits: &wgpu::Limits, software: bool, subgroup_size: u32, cooperative: u32) -> Self {
         Limits {
             max_storage_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
@@ -120,6 +162,7 @@ impl Limits {
                 .max(limits.min_uniform_buffer_offset_alignment),
             software,
             subgroup_size,
+            cooperative,
         }
     }
 }
@@ -131,6 +174,15 @@ pub struct AdapterChoice {
     pub substring: Option<String>,
     /// A software adapter will do when there is no hardware.
     pub allow_software: bool,
+    /// A software adapter gets the kernels that hardware gets: slower there, and a way to test them.
+    pub hardware_kernels: bool,
+}
+
+impl AdapterChoice {
+    /// The best adapter, be it in software.
+    pub fn any() -> Self {
+        AdapterChoice { allow_software: true, ..AdapterChoice::default() }
+    }
 }
 
 fn instance() -> wgpu::Instance {
@@ -173,7 +225,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// An opened device with what all its sessions share.
 pub struct Gpu {
-    info: DeviceInfo,
+    pub(crate) info: DeviceInfo,
     device: wgpu::Device,
     queue: wgpu::Queue,
     faults: Arc<Faults>,
@@ -208,13 +260,33 @@ impl Gpu {
             let known = if names.is_empty() { "no adapter found".into() } else { names.join(", ") };
             return Err(RuntimeError::NoDevice(format!("{wanted}; adapters: {known}")));
         };
-        Self::request(&adapter, info)
+        let mut info = info;
+        info.limits.software &= !choice.hardware_kernels;
+        let mut gpu = Self::request(&adapter, info.clone())?;
+        if !info.limits.software && info.limits.cooperative > 0 {
+            let wrong = match cooperative::error(&gpu) {
+                Ok(error) if error <= cooperative::TOLERANCE => return Ok(gpu),
+                Ok(error) => format!("a product came out wrong by {error:.1e}"),
+                Err(reason) => reason,
+            };
+            // The device may have suffered from it.
+            info.withheld = Some(format!("{COOPERATIVE} is not used: {wrong}"));
+            info.features.retain(|f| *f != COOPERATIVE);
+            info.limits.cooperative = 0;
+            gpu = Self::request(&adapter, info)?;
+        }
+        Ok(gpu)
     }
 
     fn request(adapter: &wgpu::Adapter, info: DeviceInfo) -> Result<Arc<Gpu>, RuntimeError> {
+        let mut features = usable_features(adapter);
+        if info.limits.cooperative == 0 {
+            features.remove(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("snlp"),
-            required_features: usable_features(adapter.features()),
+            required_features: features,
+            experimental_features: experimental(),
             required_limits: adapter.limits(),
             ..Default::default()
         };

@@ -9,6 +9,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::type_complexity))]
 
+mod cooperative;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 mod device;

@@ -76,7 +76,7 @@ fn fused_layers() {
 #[test]
 fn sessions_share_one_copy_of_the_weights() {
     // On a device of its own: other tests place weights at the same time.
-    let choice = AdapterChoice { substring: None, allow_software: true };
+    let choice = AdapterChoice::any();
     let Some(gpu) = gpu().and_then(|_| Gpu::open(&choice).ok()) else { return };
     let w = layers(5, 12);
     let graphs = vec![sequential(&w, 1, 3), units(&w[1..], 1, 3, true), units(&w[..3], 1, 3, false)];
@@ -312,7 +312,7 @@ fn a_lost_device_is_an_error() {
     if gpu().is_none() {
         return;
     }
-    let own = Gpu::open(&AdapterChoice { substring: None, allow_software: true }).unwrap();
+    let own = Gpu::open(&AdapterChoice::any()).unwrap();
     let session = Session::new(&own, mlp(n(1), n(3), 8), Options::default()).unwrap();
     let x = [input("x", noise(9, &[1, 3, 8]))];
     session.run(&x).unwrap();

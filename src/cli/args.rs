@@ -12,6 +12,9 @@ pub struct Common {
     /// Take the GPU adapter whose name contains this text
     #[arg(long, global = true, value_name = "SUBSTRING", help_heading = "Common options")]
     pub adapter: Option<String>,
+    /// Run the kernels for hardware on a software adapter too: for tests of them
+    #[arg(long, global = true, hide = true)]
+    pub hardware_kernels: bool,
     /// How weights are kept on the GPU (default: as the model has them)
     #[arg(long, global = true, value_enum, help_heading = "Common options")]
     pub dtype: Option<DTypeChoice>,

@@ -73,7 +73,11 @@ impl Backend {
     }
 
     fn gpu(common: &Common, ui: &Ui) -> Result<Backend, Error> {
-        let choice = AdapterChoice { substring: common.adapter.clone(), allow_software: true };
+        let choice = AdapterChoice {
+            substring: common.adapter.clone(),
+            hardware_kernels: common.hardware_kernels,
+            ..AdapterChoice::any()
+        };
         let gpu = Gpu::open(&choice).map_err(|e| {
             let kind = if matches!(e, RuntimeError::NoDevice(_)) { Kind::Device } else { Kind::Internal };
             Error::new(kind, e.to_string())
@@ -82,6 +86,9 @@ impl Backend {
         let info = gpu.info();
         let software = if info.is_software() { ", software" } else { "" };
         ui.notice(&format!("running on {} ({}{software})", info.name, info.backend));
+        if let Some(reason) = &info.withheld {
+            ui.warn(reason);
+        }
         let weights = match common.dtype {
             Some(DTypeChoice::F16) => WeightDtype::F16,
             Some(DTypeChoice::F32) | None => WeightDtype::Model,

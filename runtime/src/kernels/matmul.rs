@@ -31,6 +31,11 @@ const FEW_ROWS: u32 = 4;
 const MANY_ROWS: u32 = 256;
 /// Up to this many rows a layer norm is computed anew for each tile of columns.
 const LAYER_NORM_ROWS: u32 = 256;
+/// What stands in the source for cooperative matrices of eight rows and columns.
+pub(super) const COOPERATIVE_8: [(&str, &str); 3] =
+    [("Left", "coop_mat8x8<f16, A>"), ("Right", "coop_mat8x8<f16, B>"), ("Sums", "coop_mat8x8<f32, C>")];
+/// Subgroups of a workgroup with cooperative matrices.
+const COOPERATING: u32 = 4;
 /// So many workgroups keep a large GPU busy.
 const BUSY: u64 = 256;
 
@@ -129,6 +134,14 @@ pub enum Variant {
     Gemv,
     /// A workgroup computes a 64×64 tile through workgroup memory.
     Tiled,
+    /// Four subgroups compute a tile of four cooperative matrices by four; right operands of f16.
+    Cooperative,
+}
+
+/// Whether the kernel suits cooperative matrices of `side` rows and columns in subgroups of `lanes`: a workgroup's
+/// invocations have sixteen elements of each slice of the left operand.
+pub fn cooperates(side: u32, lanes: u32) -> bool {
+    side > 0 && COOPERATING * side * 2 * side == 16 * COOPERATING * lanes
 }
 
 impl Variant {
@@ -185,7 +198,18 @@ impl Matmul<'_> {
     /// axes (or contracted axes) remain after merging, or the device binds too few buffers.
     pub fn launch(&self, limits: &Limits) -> Result<Launch, KernelError> {
         let problem = self.problem()?;
-        self.build(&problem, Variant::for_rows(problem.m, limits), limits)
+        let variant = match Variant::for_rows(problem.m, limits) {
+            Variant::Tiled if self.may_cooperate(limits) => Variant::Cooperative,
+            variant => variant,
+        };
+        self.build(&problem, variant, limits)
+    }
+
+    /// Whether cooperative matrices do for all right operands.
+    fn may_cooperate(&self, limits: &Limits) -> bool {
+        let halves = self.parts.iter().all(|p| p.coding.is_none() && p.b.scalar == Scalar::F16);
+        let memory = cooperative_memory(limits.cooperative);
+        limits.cooperative > 0 && halves && memory <= u64::from(limits.max_workgroup_memory)
     }
 
     /// The dispatch in a given variant.
@@ -279,7 +303,14 @@ impl Matmul<'_> {
             Variant::Software => ("software", 32, (*m).clamp(1, 8), width * 32),
             Variant::Gemv => ("gemv", 256, (*m).clamp(1, GEMV_ROWS), width * fours),
             Variant::Tiled => ("tiled", 256, 64, width * 16),
+            Variant::Cooperative => {
+                let side = limits.cooperative;
+                ("cooperative", COOPERATING * limits.subgroup_size, 4 * side, width * side)
+            }
         };
+        if variant == Variant::Cooperative && !self.may_cooperate(limits) {
+            return unsupported("cooperative matrices of this size or of such right operands");
+        }
         if variant == Variant::Subgroup && limits.subgroup_size != LANES {
             let (needed, limit) = (LANES.into(), limits.subgroup_size.into());
             return Err(KernelError::Limit { kernel: KERNEL, what: "subgroup", needed, limit });
@@ -339,16 +370,27 @@ impl Matmul<'_> {
         params.resize(params.len() + (MAX_PARTS - self.parts.len()) * PART_WORDS, 0);
 
         let mut constants = vec![constant("WG", workgroup)];
-        if variant != Variant::Tiled {
-            constants.push(constant("ROWS", rows));
+        match variant {
+            Variant::Tiled => {}
+            Variant::Cooperative => constants.push(constant("SIDE", limits.cooperative)),
+            Variant::Software | Variant::Subgroup | Variant::Gemv => constants.push(constant("ROWS", rows)),
         }
         if variant == Variant::Gemv {
             constants.push(constant("FOURS", fours));
         }
+        let by_tiles = matches!(variant, Variant::Tiled | Variant::Cooperative);
         let along_k = |i: usize| {
             let view = inner[LEFT + i * PER_PART];
             view[1] == 1 && view[2] != 1
         };
+        // Elements of packed operands that lie side by side are read together.
+        let paired = first.b.scalar.is_packed()
+            && variant != Variant::Subgroup
+            && (0..self.parts.len()).map(|i| LEFT + i * PER_PART).all(|b| {
+                let [offset, row, column] = inner[b];
+                let strides = batch.strides[b].iter().chain(&contract.strides[b]).chain([&offset, &row]);
+                column == 1 && strides.into_iter().all(|s| s.is_multiple_of(2))
+            });
         let bits = |of: &dyn Fn(&Part) -> bool| {
             self.parts.iter().enumerate().map(|(i, p)| u32::from(of(p)) << i).sum::<u32>()
         };
@@ -365,15 +407,18 @@ impl Matmul<'_> {
             ("BIAS", bits(&|p| p.bias.is_some())),
             ("RESIDUAL", bits(&|p| p.residual.is_some())),
             ("ACTIVATION", activations),
-            ("A_ALONG_K", u32::from(variant == Variant::Tiled && inner[0][2] == 1)),
-            ("B_ALONG_K", u32::from(matches!(variant, Variant::Gemv | Variant::Tiled) && along_k(0))),
+            ("A_ALONG_K", u32::from(by_tiles && inner[0][2] == 1)),
+            ("B_ALONG_K", u32::from((by_tiles || variant == Variant::Gemv) && along_k(0))),
             ("B_FORM", first.b.scalar.form()),
+            ("PAIRED", u32::from(paired)),
             ("SCALE_FORM", first.coding.map_or(0, |c| c.scale.scalar.form())),
             ("ZERO_FORM", first.coding.and_then(|c| c.zero).map_or(0, |z| z.scalar.form())),
             ("CODED", first.coding.map_or(0, |c| if c.zero.is_some() { 2 } else { 1 })),
         ];
         constants.extend(choices.iter().filter(|(_, value)| *value != 0).map(|(name, v)| constant(name, *v)));
 
+        let small = variant == Variant::Cooperative && limits.cooperative == 8;
+        let types = if small { COOPERATIVE_8.to_vec() } else { vec![] };
         let mut roles = Roles::default();
         let mut bytes = 0;
         for (number, (operand, side)) in (1..).zip(self.operands()) {
@@ -390,7 +435,7 @@ impl Matmul<'_> {
             return Err(KernelError::Limit { kernel: KERNEL, what: "number of buffers", needed, limit });
         }
         Ok(Launch {
-            pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
+            pipeline: PipelineKey { source: KERNEL, entry, types, constants },
             params,
             roles,
             grid: grid(KERNEL, groups, limits)?,
@@ -398,6 +443,14 @@ impl Matmul<'_> {
             bytes,
         })
     }
+}
+
+/// Bytes of workgroup memory that cooperative matrices of `side` rows take: a slice of `a` in two halves, one of `b`,
+/// where sums land, and four numbers of each row.
+fn cooperative_memory(side: u32) -> u64 {
+    let side = u64::from(side);
+    let (span, depth) = (4 * side, 2 * side);
+    4 * span * (depth + 8) + 2 * depth * (span + 8) + 16 * side * side + 16 * span
 }
 
 /// Operands of the left side: `a`, the norm's scale and bias.

@@ -1,3 +1,6 @@
+enable f16;
+enable wgpu_cooperative_matrix;
+
 // Batched matrix products with an epilogue: out = alpha · act(sum a·b + bias) + residual (+ out).
 // Element (m, k) of a is at offset + batch + contracted + m·row + k·column; the others likewise. Every variant
 // computes edges by clamping what it loads and guarding what it stores.
@@ -86,6 +89,11 @@ struct Params {
 @group(0) @binding(26) var<storage, read> residual3: array<f32>;
 @group(0) @binding(27) var<storage, read_write> out3: array<f32>;
 
+// Cooperative matrices, SIDE by SIDE.
+alias Left = coop_mat16x16<f16, A>;
+alias Right = coop_mat16x16<f16, B>;
+alias Sums = coop_mat16x16<f32, C>;
+
 override WG: u32 = 32u;
 // Rows of an invocation (software), a subgroup (16 or 32), or a workgroup (gemv).
 override ROWS: u32 = 8u;
@@ -97,6 +105,8 @@ override GATED: bool = false;
 override B_FORM: u32 = 0u;
 override SCALE_FORM: u32 = 0u;
 override ZERO_FORM: u32 = 0u;
+// The first two columns of four lie in one word of b, and the other two; the first of each at an even place.
+override PAIRED: bool = false;
 // b is integers: with a scale (1), and with a zero point (2).
 override CODED: u32 = 0u;
 // 1 RMS, 2 layer.
@@ -209,6 +219,17 @@ fn load_zero(part: u32, i: u32) -> f32 {
 }
 
 fn load4_b(part: u32, i: vec4<u32>) -> vec4<f32> {
+    if (PAIRED) {
+        let first = word_b(select(part, 0u, GATED), i.x >> density(B_FORM));
+        let second = word_b(select(part, 1u, GATED), i.z >> density(B_FORM));
+        if (B_FORM == 1u) { return vec4<f32>(unpack2x16float(first), unpack2x16float(second)); }
+        return vec4<f32>(
+            f32(integer(first, i.x, B_FORM)),
+            f32(integer(first, i.y, B_FORM)),
+            f32(integer(second, i.z, B_FORM)),
+            f32(integer(second, i.w, B_FORM)),
+        );
+    }
     if (GATED) { return vec4<f32>(load_b(0u, i.x), load_b(0u, i.y), load_b(1u, i.z), load_b(1u, i.w)); }
     return vec4<f32>(load_b(part, i.x), load_b(part, i.y), load_b(part, i.z), load_b(part, i.w));
 }
@@ -893,5 +914,246 @@ fn tiled(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         case 1u: { tiled_part(1u, group, l); }
         case 2u: { if (PARTS > 2u) { tiled_part(2u, group, l); } }
         default: { if (PARTS > 3u) { tiled_part(3u, group, l); } }
+    }
+}
+
+// Cooperative matrices. Four subgroups compute a tile of SPAN rows by SPAN columns of b, each a quarter of it.
+//
+// b is f16. Each element of a becomes two f16 numbers, it and what that leaves of it, so that products keep some
+// 22 bits of it. A row is first scaled by a power of two such that its largest element lies near the end of the range.
+override SIDE: u32 = 16u;
+override SPAN: u32 = 4u * SIDE;
+// Elements of the contraction to a slice.
+override DEPTH: u32 = 2u * SIDE;
+// Rows in workgroup memory begin at different banks, and at sixteen bytes.
+override PITCH: u32 = DEPTH + 8u;
+override PITCH_B: u32 = SPAN + 8u;
+override LEFT_ELEMENTS: u32 = SPAN * PITCH;
+override RIGHT_ELEMENTS: u32 = DEPTH * PITCH_B;
+override LANDING: u32 = 4u * SIDE * SIDE;
+var<workgroup> high: array<f16, LEFT_ELEMENTS>;
+var<workgroup> low: array<f16, LEFT_ELEMENTS>;
+var<workgroup> right: array<f16, RIGHT_ELEMENTS>;
+var<workgroup> landing: array<f32, LANDING>;
+// Of each row: mean, factor with the scale in it, scale, and its reciprocal.
+var<workgroup> rows_: array<vec4<f32>, SPAN>;
+
+// What makes numbers up to `bound` end below 2^15, with its reciprocal; powers of two.
+fn scaling(bound: f32) -> vec2<f32> {
+    let up = clamp(268u - (bitcast<u32>(bound) >> 23u), 1u, 253u);
+    return vec2<f32>(bitcast<f32>(up << 23u), bitcast<f32>((254u - up) << 23u));
+}
+
+// Fills rows_: a subgroup takes four rows at a time.
+fn measure(at: vec4<u32>, start: u32, norm: vec2<u32>, row: u32, group: u32, lane: u32, lanes: u32) {
+    var largest_factor = 1.0;
+    var largest_summand = 0.0;
+    if (NORM_SCALE) {
+        largest_factor = 0.0;
+        for (var k = lane; k < p.k; k += lanes) { largest_factor = max(largest_factor, abs(norm_factor(norm, k))); }
+        largest_factor = subgroupMax(largest_factor);
+    }
+    if (NORM_BIAS) {
+        for (var k = lane; k < p.k; k += lanes) { largest_summand = max(largest_summand, abs(norm_summand(norm, k))); }
+        largest_summand = subgroupMax(largest_summand);
+    }
+    for (var first = group * 4u; first < SPAN; first += 16u) {
+        let rows = min(vec4<u32>(row + first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.m - 1u)) * p.a.y
+            + vec4<u32>(start);
+        var mean = vec4<f32>(0.0);
+        if (NORM == 2u) {
+            for (var k = lane; k < p.k; k += lanes) { mean += load4_a(rows, k); }
+            mean = subgroupAdd(mean) / f32(p.k);
+        }
+        var squares = vec4<f32>(0.0);
+        var largest = vec4<f32>(0.0);
+        for (var c = 0u; c < p.contracted; c++) {
+            let rows_c = rows + vec4<u32>(dot4(unravel(c, p.contract), p.contract_a));
+            for (var k = lane; k < p.k; k += lanes) {
+                let x = load4_a(rows_c, k) - mean;
+                if (NORM > 0u) { squares = fma(x, x, squares); }
+                largest = max(largest, abs(x));
+            }
+        }
+        var root = vec4<f32>(1.0);
+        if (NORM > 0u) { root = roots(subgroupAdd(squares)); }
+        let bound = subgroupMax(largest) * root * largest_factor + vec4<f32>(largest_summand);
+        if (lane < 4u) {
+            let scale = scaling(bound[lane]);
+            rows_[first + lane] = vec4<f32>(mean[lane], root[lane] * scale.x, scale.x, scale.y);
+        }
+    }
+}
+
+// Puts an element of a, already scaled, into workgroup memory.
+fn halve(to: u32, x: f32) {
+    // Rounded to the eleven bits of f16; drivers may take a conversion there and back for nothing.
+    let bits = bitcast<u32>(x);
+    let top = bitcast<f32>((bits + 0x1000u) & 0xffffe000u);
+    // Infinities and NaN.
+    let beyond = (bits & 0x7fffffffu) > 0x477fe000u;
+    high[to] = f16(select(top, x, beyond));
+    low[to] = f16(select(x - top, 0.0, beyond));
+}
+
+// Elements of a: 16 of an invocation, four rows at a time.
+struct Sixteen {
+    x: vec4<f32>,
+    y: vec4<f32>,
+    z: vec4<f32>,
+    w: vec4<f32>,
+}
+
+// Which of `wide` and `deep` places invocation l has as its number n, neighbours walking `deep` or `wide`.
+fn seat_of(l: u32, n: u32, wide: u32, deep: u32, along: bool) -> vec2<u32> {
+    let i = l + n * WG;
+    if (along) { return vec2<u32>(i / deep, i % deep); }
+    return vec2<u32>(i % wide, i / wide);
+}
+
+fn fetch_a(start: u32, row: u32, norm: vec2<u32>, k: u32, l: u32, n: u32) -> vec4<f32> {
+    let seat = seat_of(l, n, SPAN / 4u, DEPTH, A_ALONG_K);
+    let first = seat.x * 4u;
+    let rows = min(vec4<u32>(row + first) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(p.m - 1u)) * p.a.y + vec4<u32>(start);
+    let at = k + seat.y;
+    if (at >= p.k) { return vec4<f32>(0.0); }
+    var x = load4_a(rows, at);
+    if (NORM == 2u) {
+        x -= vec4<f32>(rows_[first].x, rows_[first + 1u].x, rows_[first + 2u].x, rows_[first + 3u].x);
+    }
+    x *= vec4<f32>(rows_[first].y, rows_[first + 1u].y, rows_[first + 2u].y, rows_[first + 3u].y);
+    if (NORM_SCALE) { x *= norm_factor(norm, at); }
+    if (NORM_BIAS) {
+        x += norm_summand(norm, at)
+            * vec4<f32>(rows_[first].z, rows_[first + 1u].z, rows_[first + 2u].z, rows_[first + 3u].z);
+    }
+    return x;
+}
+
+fn keep_a(x: vec4<f32>, l: u32, n: u32) {
+    let seat = seat_of(l, n, SPAN / 4u, DEPTH, A_ALONG_K);
+    let to = seat.x * 4u * PITCH + seat.y;
+    halve(to, x.x);
+    halve(to + PITCH, x.y);
+    halve(to + 2u * PITCH, x.z);
+    halve(to + 3u * PITCH, x.w);
+}
+
+fn fetch_b(part: u32, start: vec4<u32>, column: u32, k: u32, l: u32, n: u32) -> vec4<f32> {
+    let seat = seat_of(l, n, SPAN / 4u, DEPTH, B_ALONG_K);
+    let inside = min(columns4((column + seat.x) * width(), 1u), vec4<u32>(p.parts[part].n - 1u));
+    let at = k + seat.y;
+    if (at >= p.k) { return vec4<f32>(0.0); }
+    return load4_b(part, start + inside * p.parts[part].b.z + vec4<u32>(at * p.parts[part].b.y));
+}
+
+fn keep_b(y: vec4<f32>, l: u32, n: u32) {
+    let seat = seat_of(l, n, SPAN / 4u, DEPTH, B_ALONG_K);
+    let to = seat.y * PITCH_B + seat.x * 4u;
+    right[to] = f16(y.x);
+    right[to + 1u] = f16(y.y);
+    right[to + 2u] = f16(y.z);
+    right[to + 3u] = f16(y.w);
+}
+
+// Stores a matrix of sums, which a subgroup has at (row, column) of the tile.
+fn land(part: u32, t: Tile, row: u32, column: u32, group: u32, lane: u32, lanes: u32, sums: Sums) {
+    let start = group * SIDE * SIDE;
+    workgroupBarrier();
+    coopStoreT(sums, &landing[start], SIDE);
+    workgroupBarrier();
+    for (var f = lane; f < SIDE * SIDE / 4u; f += lanes) {
+        let r = row + f / (SIDE / 4u);
+        let i = start + f * 4u;
+        let four = vec4<f32>(landing[i], landing[i + 1u], landing[i + 2u], landing[i + 3u]) * rows_[r].w;
+        let to = columns4((t.column * (SPAN / 4u) + column / 4u + f % (SIDE / 4u)) * width(), 1u);
+        store4(part, t.at, t.row * SPAN + r, to, four);
+    }
+}
+
+fn cooperative_part(part: u32, index: u32, l: u32, group: u32, lane: u32, lanes: u32) {
+    let t = tile(index, part);
+    let row = t.row * SPAN;
+    let column = t.column * (SPAN / 4u);
+    let base_a = p.a.x + dot4(t.at, p.batch_a);
+    let base_b = start4(part, t.at);
+    let norm = start_norm(t.at);
+    measure(t.at, base_a, norm, row, group, lane, lanes);
+    workgroupBarrier();
+    let own_row = group / 2u * 2u * SIDE;
+    let own_column = group % 2u * 2u * SIDE;
+    var s00 = Sums();
+    var s01 = Sums();
+    var s10 = Sums();
+    var s11 = Sums();
+    for (var c = 0u; c < p.contracted; c++) {
+        let at = unravel(c, p.contract);
+        let start_a = base_a + dot4(at, p.contract_a);
+        let start_b = base_b + vec4<u32>(dot4(at, p.parts[part].contract_b));
+        for (var k = 0u; k < p.k; k += DEPTH) {
+            let a0 = fetch_a(start_a, row, norm, k, l, 0u);
+            let a1 = fetch_a(start_a, row, norm, k, l, 1u);
+            let a2 = fetch_a(start_a, row, norm, k, l, 2u);
+            let a3 = fetch_a(start_a, row, norm, k, l, 3u);
+            let b0 = fetch_b(part, start_b, column, k, l, 0u);
+            let b1 = fetch_b(part, start_b, column, k, l, 1u);
+            let b2 = fetch_b(part, start_b, column, k, l, 2u);
+            let b3 = fetch_b(part, start_b, column, k, l, 3u);
+            workgroupBarrier();
+            keep_a(a0, l, 0u);
+            keep_a(a1, l, 1u);
+            keep_a(a2, l, 2u);
+            keep_a(a3, l, 3u);
+            keep_b(b0, l, 0u);
+            keep_b(b1, l, 1u);
+            keep_b(b2, l, 2u);
+            keep_b(b3, l, 3u);
+            workgroupBarrier();
+            for (var i = 0u; i < DEPTH; i += SIDE) {
+                let from_a = own_row * PITCH + i;
+                let from_b = i * PITCH_B + own_column;
+                let y0 = coopLoadT<Right>(&right[from_b], PITCH_B);
+                let y1 = coopLoadT<Right>(&right[from_b + SIDE], PITCH_B);
+                let h0 = coopLoadT<Left>(&high[from_a], PITCH);
+                let h1 = coopLoadT<Left>(&high[from_a + SIDE * PITCH], PITCH);
+                s00 = coopMultiplyAdd(h0, y0, s00);
+                s01 = coopMultiplyAdd(h0, y1, s01);
+                s10 = coopMultiplyAdd(h1, y0, s10);
+                s11 = coopMultiplyAdd(h1, y1, s11);
+                let l0 = coopLoadT<Left>(&low[from_a], PITCH);
+                let l1 = coopLoadT<Left>(&low[from_a + SIDE * PITCH], PITCH);
+                s00 = coopMultiplyAdd(l0, y0, s00);
+                s01 = coopMultiplyAdd(l0, y1, s01);
+                s10 = coopMultiplyAdd(l1, y0, s10);
+                s11 = coopMultiplyAdd(l1, y1, s11);
+            }
+        }
+    }
+    land(part, t, own_row, own_column, group, lane, lanes, s00);
+    land(part, t, own_row, own_column + SIDE, group, lane, lanes, s01);
+    land(part, t, own_row + SIDE, own_column, group, lane, lanes, s10);
+    land(part, t, own_row + SIDE, own_column + SIDE, group, lane, lanes, s11);
+}
+
+@compute @workgroup_size(WG)
+fn cooperative(
+    @builtin(workgroup_id) w: vec3<u32>,
+    @builtin(num_workgroups) n: vec3<u32>,
+    @builtin(local_invocation_index) l: u32,
+    @builtin(subgroup_id) subgroup: u32,
+    @builtin(subgroup_invocation_id) lane: u32,
+    @builtin(subgroup_size) lanes: u32,
+) {
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    if (select(PARTS, 1u, GATED) == 1u) {
+        cooperative_part(0u, group, l, subgroup, lane, lanes);
+        return;
+    }
+    switch (part_of(group % p.tiles_n)) {
+        case 0u: { cooperative_part(0u, group, l, subgroup, lane, lanes); }
+        case 1u: { cooperative_part(1u, group, l, subgroup, lane, lanes); }
+        case 2u: { if (PARTS > 2u) { cooperative_part(2u, group, l, subgroup, lane, lanes); } }
+        default: { if (PARTS > 3u) { cooperative_part(3u, group, l, subgroup, lane, lanes); } }
     }
 }

@@ -52,7 +52,7 @@ pub use gather::{Bounds, Gather, GatherKind, Scatter};
 pub use heads::{HeadNorm, HeadPart, Heads};
 pub use layout::MAX_RANK;
 pub use matmul::{
-    Activation, Coding, MAX_PARTS, Matmul, Part, RowNorm, Variant as MatmulVariant, takes_norm,
+    Activation, Coding, MAX_PARTS, Matmul, Part, RowNorm, Variant as MatmulVariant, cooperates, takes_norm,
 };
 pub use matmul_integer::MatmulInteger;
 pub use norm::{Norm, NormKind};
@@ -255,6 +255,9 @@ pub struct Limits {
     pub software: bool,
     /// Lanes of every subgroup; 0 where sizes vary or subgroup operations may not be used.
     pub subgroup_size: u32,
+    /// Rows and columns of the cooperative matrices that subgroups multiply, of f16 into f32; 0 where there are
+    /// none.
+    pub cooperative: u32,
 }
 
 /// Why a kernel cannot be launched.

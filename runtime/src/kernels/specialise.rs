@@ -11,10 +11,14 @@
 //! ```
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
-use naga::{Arena, BinaryOperator, Block, Expression, Function, Handle, Literal, Module, Statement};
+use naga::{
+    Arena, ArraySize, BinaryOperator, Block, Expression, Function, Handle, Literal, Module, Span, Statement,
+    Type, TypeInner,
+};
 
 use super::PipelineKey;
 use super::table::shader_text;
@@ -39,8 +43,28 @@ pub fn specialised(key: &PipelineKey) -> Result<Module, String> {
         naga::back::pipeline_constants::process_overrides(&parsed.0, &parsed.1, Some(entry), &constants)
             .map_err(|e| e.to_string())?;
     let mut module = module.into_owned();
+    settle_sizes(&mut module);
     prune(&mut module);
     Ok(module)
+}
+
+/// Puts numbers for the sizes of arrays that overrides give, so that no override is left: drivers' front ends would
+/// process the module anew for one.
+fn settle_sizes(module: &mut Module) {
+    for (_, variable) in module.global_variables.iter_mut() {
+        let TypeInner::Array { base, size: ArraySize::Pending(size), stride } =
+            module.types[variable.ty].inner
+        else {
+            continue;
+        };
+        let init = module.overrides[size].init.map(|init| &module.global_expressions[init]);
+        if let Some(Expression::Literal(Literal::U32(n))) = init
+            && let Some(n) = NonZeroU32::new(*n)
+        {
+            let inner = TypeInner::Array { base, size: ArraySize::Constant(n), stride };
+            variable.ty = module.types.insert(Type { name: None, inner }, Span::UNDEFINED);
+        }
+    }
 }
 
 /// The parsed source of a key. A source serves many pipelines.
@@ -347,11 +371,12 @@ mod tests {
                     });
                     for constants in std::iter::once(vec![]).chain(switches) {
                         let module = specialised(&PipelineKey { constants, ..key.clone() }).unwrap();
-                        // What adapters without subgroups compile has nothing of them left.
-                        validator(entry.name == "subgroup")
+                        // What adapters without subgroups or cooperative matrices compile has nothing of them left.
+                        validator(&entry.name)
                             .validate(&module)
                             .unwrap_or_else(|e| panic!("{} {}: {e:?}", source.name, entry.name));
                         assert!(module.entry_points[0].workgroup_size_overrides.is_none());
+                        assert!(module.overrides.is_empty(), "{} {}", source.name, entry.name);
                         assert_eq!(module.entry_points.len(), 1);
                         seen += 1;
                     }

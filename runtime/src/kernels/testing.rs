@@ -4,13 +4,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::{Launch, Limits, Operand, PipelineKey, Roles, Scalar, View, specialised};
-use crate::device::subgroup_size;
+use crate::device::{self, cooperative_side, subgroup_size};
 
-/// The validator of an adapter with what every kernel may ask for and nothing more.
-pub(super) fn validator(subgroups: bool) -> naga::valid::Validator {
+/// The validator of an adapter with what an entry point may ask for and nothing more.
+pub(super) fn validator(entry: &str) -> naga::valid::Validator {
+    use naga::valid::Capabilities as May;
     // `unpack2x16float`, which every adapter but the oldest has.
-    let mut capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    capabilities.set(naga::valid::Capabilities::SUBGROUP, subgroups);
+    let mut capabilities = May::SHADER_FLOAT16_IN_FLOAT32;
+    capabilities.set(May::SUBGROUP, ["subgroup", "cooperative"].contains(&entry));
+    capabilities.set(May::COOPERATIVE_MATRIX | May::SHADER_FLOAT16, entry == "cooperative");
     let mut validator = naga::valid::Validator::new(naga::valid::ValidationFlags::all(), capabilities);
     validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
     use naga::valid::SubgroupOperationSet as Set;
@@ -30,6 +32,7 @@ pub(super) fn limits() -> Limits {
         min_offset_alignment: 256,
         software: true,
         subgroup_size: 0,
+        cooperative: 0,
     }
 }
 
@@ -43,6 +46,7 @@ pub(super) struct Gpu {
     device: wgpu::Device,
     queue: wgpu::Queue,
     subgroup_size: u32,
+    cooperative: u32,
     pipelines: Mutex<HashMap<PipelineKey, Arc<wgpu::ComputePipeline>>>,
 }
 
@@ -67,6 +71,12 @@ impl Gpu {
         Limits { subgroup_size: self.subgroup_size, ..limits() }
     }
 
+    /// Limits of hardware with this device's subgroups and cooperative matrices; nothing where it has none of those.
+    pub(super) fn cooperative(&self) -> Option<Limits> {
+        let Gpu { subgroup_size, cooperative, .. } = *self;
+        (cooperative > 0).then(|| Limits { subgroup_size, cooperative, ..hardware() })
+    }
+
     /// Whether the device binds as many buffers as a dispatch wants; says so where it does not.
     pub(super) fn binds(&self, launch: &Launch) -> bool {
         let (wanted, most) =
@@ -86,12 +96,14 @@ impl Gpu {
             pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default())).ok()?;
         let (device, queue) = pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor {
             required_limits: adapter.limits(),
-            required_features: adapter.features() & wgpu::Features::SUBGROUP,
+            required_features: device::usable_features(&adapter),
+            experimental_features: device::experimental(),
             ..Default::default()
         }))
         .ok()?;
         let subgroup_size = subgroup_size(&adapter.get_info(), device.features());
-        Some(Gpu { device, queue, subgroup_size, pipelines: Mutex::new(HashMap::new()) })
+        let cooperative = cooperative_side(&adapter, subgroup_size);
+        Some(Gpu { device, queue, subgroup_size, cooperative, pipelines: Mutex::new(HashMap::new()) })
     }
 
     fn pipeline(&self, key: &PipelineKey, roles: &Roles) -> Arc<wgpu::ComputePipeline> {

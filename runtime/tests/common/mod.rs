@@ -15,7 +15,7 @@ use snlp_runtime::{AdapterChoice, Gpu};
 /// One device for all tests; `None` (said once) without an adapter, unless `REQUIRE_GPU=1`.
 pub fn gpu() -> Option<Arc<Gpu>> {
     static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
-    GPU.get_or_init(|| match Gpu::open(&AdapterChoice { substring: None, allow_software: true }) {
+    GPU.get_or_init(|| match Gpu::open(&AdapterChoice::any()) {
         Ok(gpu) => Some(gpu),
         Err(error) => {
             assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");
@@ -38,6 +38,7 @@ pub fn limits() -> Limits {
         min_offset_alignment: 256,
         software: true,
         subgroup_size: 0,
+        cooperative: 0,
     }
 }
 

@@ -216,6 +216,21 @@ fn every(case: &Case, seed: u64) {
     }
     check(case, MatmulVariant::Gemv, &roomy(hardware()), seed);
     check(case, MatmulVariant::Tiled, &roomy(hardware()), seed);
+    if let Some(limits) = cooperative() {
+        let mut case = case.clone();
+        case.parts.iter_mut().for_each(|p| p.b.scalar = Scalar::F16);
+        check(&case, MatmulVariant::Cooperative, &limits, seed);
+    }
+}
+
+/// Limits of a device with cooperative matrices; nothing, and a line on stderr, where there is none.
+fn cooperative() -> Option<Limits> {
+    static TOLD: std::sync::Once = std::sync::Once::new();
+    let found = gpu()?.cooperative().map(|l| Limits { max_workgroup_memory: 32 << 10, ..roomy(l) });
+    if found.is_none() {
+        TOLD.call_once(|| eprintln!("SKIPPED: cooperative matrices, which this device has not"));
+    }
+    found
 }
 
 #[test]
@@ -472,6 +487,45 @@ fn rates() {
             let seconds = gpu.run_timed(&launch, &[&x, &w], &mut writes, 4);
             let rate = launch.flops as f64 / seconds / 1e9;
             eprintln!("{m}x{k}x{n} transposed={transposed} {variant:?}: {rate:.2} GFLOP/s");
+        }
+    }
+}
+
+#[test]
+fn cooperative_matrices_keep_rows_of_any_size() {
+    let Some((gpu, limits)) = gpu().zip(cooperative()) else { return };
+    let (m, k, n) = (40u32, 33u32, 35u32);
+    let (a, out) = (dense(&[m, k], Scalar::F32), dense(&[m, n], Scalar::F32));
+    let b = dense(&[k, n], Scalar::F16);
+    let parts = vec![Part::new(&b, &out)];
+    let spec = Matmul { a: &a, norm: None, parts, gated: false, contract: 0, accumulate: false };
+    let launch = spec.launch_as(MatmulVariant::Cooperative, &limits).unwrap();
+    let mut random = Random::new(5);
+    let size = |row: u32| if row == 0 { 0.0 } else { 10f64.powi(2 * row as i32 - 40) };
+    let mut x: Vec<f32> = random.floats((m * k) as usize);
+    x.iter_mut().enumerate().for_each(|(i, v)| *v = (f64::from(*v) * size(i as u32 / k)) as f32);
+    // Rows 38 and 39 have one element each that is no number.
+    x[38 * 33 + 4] = f32::INFINITY;
+    x[39 * 33 + 20] = f32::NAN;
+    let w: Vec<f32> = random
+        .floats((k * n) as usize)
+        .iter()
+        .map(|v| half::f16::from_f32(v.abs() + 0.01).to_f32())
+        .collect();
+    let got = f32s(&gpu.run_one(&launch, &[&bits(&x), &halves(&w)], (m * n) as usize));
+    for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+        let actual = got[(i * n + j) as usize];
+        match i {
+            38 => assert_eq!(actual, f32::INFINITY),
+            39 => assert!(actual.is_nan()),
+            _ => {
+                let terms =
+                    (0..k).map(|p| f64::from(x[(i * k + p) as usize]) * f64::from(w[(p * n + j) as usize]));
+                let expected: f64 = terms.sum();
+                // Sums of f32 have denormal numbers at best below.
+                let allowed = 1e-6 * size(i) * f64::from(k) + 1e-37;
+                assert!((f64::from(actual) - expected).abs() <= allowed, "({i}, {j}): {actual}, {expected}");
+            }
         }
     }
 }

@@ -21,10 +21,28 @@ fn integers(random: &mut Random, n: usize, scalar: Scalar) -> (Vec<i32>, Vec<u32
     (values, words)
 }
 
-/// `[batch, M, K]` by the transpose of `[batch, N, K]` in blocks of `block` along `K`.
+/// `[batch, M, K]` by `[batch, K, N]`, or by the transpose of `[batch, N, K]`, in blocks of `block` along `K`.
 fn check_coded(variant: MatmulVariant, limits: &Limits, scalar: Scalar, zeros: bool, half: bool, block: u32) {
+    for (n, transposed) in [(37, true), (37, false), (38, false)] {
+        check_layout(variant, limits, scalar, zeros, half, block, (n, transposed));
+    }
+}
+
+fn check_layout(
+    variant: MatmulVariant,
+    limits: &Limits,
+    scalar: Scalar,
+    zeros: bool,
+    half: bool,
+    block: u32,
+    (n, transposed): (u32, bool),
+) {
     let Some(gpu) = gpu() else { return };
-    let (batch, m, n, k) = (2u32, 9u32, 37u32, 24u32);
+    let (batch, m, k) = (2u32, 9u32, 24u32);
+    // Where the element of row `p` of `rows`, and of column `j`, lies.
+    let place = |u: u32, rows: u32, p: u32, j: u32| {
+        (if transposed { (u * n + j) * rows + p } else { (u * rows + p) * n + j }) as usize
+    };
     let blocks = k.div_ceil(block);
     let mut random = Random::new(7);
     let a = random.floats((batch * m * k) as usize);
@@ -35,15 +53,19 @@ fn check_coded(variant: MatmulVariant, limits: &Limits, scalar: Scalar, zeros: b
         scale.iter_mut().for_each(|s| *s = half::f16::from_f32(*s).to_f32());
     }
     let scale_words = if half { super::super::testing::halves(&scale) } else { bits(&scale) };
-    let turned = |columns: u32, scalar| Operand {
-        view: View { shape: vec![batch, columns, n], strides: vec![n * columns, 1, columns], offset: 0 },
+    let laid = |columns: u32, scalar| Operand {
+        view: View {
+            shape: vec![batch, columns, n],
+            strides: if transposed { vec![n * columns, 1, columns] } else { vec![n * columns, n, 1] },
+            offset: 0,
+        },
         scalar,
     };
     let (scale_at, zero_at) =
-        (turned(blocks, if half { Scalar::F16 } else { Scalar::F32 }), turned(blocks, scalar));
+        (laid(blocks, if half { Scalar::F16 } else { Scalar::F32 }), laid(blocks, scalar));
     let coding = Coding { scale: &scale_at, zero: zeros.then_some(&zero_at), block };
     let (left, right, to) =
-        (dense(&[batch, m, k], Scalar::F32), turned(k, scalar), dense(&[batch, m, n], Scalar::F32));
+        (dense(&[batch, m, k], Scalar::F32), laid(k, scalar), dense(&[batch, m, n], Scalar::F32));
     let launch = Matmul {
         a: &left,
         norm: None,
@@ -57,8 +79,8 @@ fn check_coded(variant: MatmulVariant, limits: &Limits, scalar: Scalar, zeros: b
     let mut expected = vec![];
     for (u, i, j) in (0..batch).flat_map(|u| (0..m).flat_map(move |i| (0..n).map(move |j| (u, i, j)))) {
         let at = |p: u32| {
-            let entry = ((u * n + j) * blocks + p / block) as usize;
-            let code = b[((u * n + j) * k + p) as usize] - if zeros { zero[entry] } else { 0 };
+            let entry = place(u, blocks, p / block, j);
+            let code = b[place(u, k, p, j)] - if zeros { zero[entry] } else { 0 };
             f64::from(code) * f64::from(scale[entry])
         };
         let sum: f64 = (0..k).map(|p| f64::from(a[((u * m + i) * k + p) as usize]) * at(p)).sum();
