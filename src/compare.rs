@@ -3,6 +3,7 @@
 use std::fmt;
 
 use snlp_passes::ir::{DType, Graph, Op, Tensor};
+use snlp_passes::memory::{NoRoom, room};
 
 /// How far two tensors may be apart. An element `a` agrees with the expected `e` when
 /// `|a - e| <= abs * max|e| + rel * |e|`, the maximum taken over the whole expected tensor. Integers and
@@ -114,6 +115,9 @@ pub enum CompareError {
         /// Element type expected.
         expected: DType,
     },
+    /// There is no memory for the comparison.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
 }
 
 /// Compares `actual` with `expected`. Float types may differ in width; integers must stay integers.
@@ -128,6 +132,8 @@ pub fn compare(actual: &Tensor, expected: &Tensor, tolerance: Tolerance) -> Resu
     if float != expected.dtype().is_float() {
         return Err(CompareError::DType { actual: actual.dtype(), expected: expected.dtype() });
     }
+    // Each element as 64 bits.
+    room(actual.len().saturating_mul(16))?;
     if !float && let (Some(a), Some(e)) = (actual.to_i64(), expected.to_i64()) {
         let distance = |a: i64, e: i64| a.abs_diff(e) as f64;
         let pairs = a.iter().zip(&e).map(|(a, e)| (distance(*a, *e), *a as f64, *e as f64, a == e));

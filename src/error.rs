@@ -9,7 +9,11 @@ use std::path::Path;
 
 use crate::files::folder_of;
 use crate::text::{escaped, sentence};
+use snlp_passes::memory::NoRoom;
 use snlp_passes::rewrite::SplitError;
+
+/// What to do where the host's memory does not suffice.
+pub const MORE_MEMORY: &str = "use a smaller batch or shorter sequences, or a machine with more memory";
 
 /// What went wrong in general; decides the exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -141,6 +145,12 @@ impl Error {
             text += &format!("\n  help: {}", lines(help));
         }
         text
+    }
+}
+
+impl From<NoRoom> for Error {
+    fn from(error: NoRoom) -> Self {
+        Error::input(error.to_string()).help(MORE_MEMORY)
     }
 }
 

@@ -3,9 +3,10 @@
 
 use half::{bf16, f16};
 use snlp_passes::ir::{DType, Def, Element, Graph, Op, Tensor, Type, ValueId};
+use snlp_passes::memory::{NoRoom, room};
 use snlp_passes::rewrite::bindings_from;
 
-use crate::error::Error;
+use crate::error::{Error, MORE_MEMORY};
 use crate::text;
 
 /// Name and type of each input of a graph.
@@ -49,6 +50,8 @@ pub fn feeds(graph: &Graph, given: &[(String, Tensor)]) -> Result<Vec<(String, T
             return Err(Error::input(format!("input '{}' is given twice", text::name(name)))
                 .help("give it once, in the archive or with --input"));
         };
+        room_to_convert(tensor, ty.dtype)
+            .map_err(|e| Error::input(format!("input '{}': {e}", text::name(name))).help(MORE_MEMORY))?;
         let tensor = convert(tensor, ty.dtype).map_err(|reason| {
             let (name, ty) = (text::name(name), text::name(&ty.to_string()));
             Error::input(format!("input '{name}': {reason}"))
@@ -64,6 +67,15 @@ pub fn feeds(graph: &Graph, given: &[(String, Tensor)]) -> Result<Vec<(String, T
     })?;
     check_indices(graph, &out)?;
     Ok(out)
+}
+
+/// Whether there is memory for [`convert`]: each element as 64 bits, there and back, besides the result.
+///
+/// # Errors
+/// When there is none.
+pub fn room_to_convert(tensor: &Tensor, to: DType) -> Result<(), NoRoom> {
+    let each = if tensor.dtype() == to { 0 } else { 16 + to.size() };
+    room(tensor.len().saturating_mul(each))
 }
 
 /// The tensor in another dtype, if every element has a place there: integers must fit the range, floats

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use npyz::npz::{NpzArchive, file_name_from_array_name};
 use npyz::{Endianness, NpyHeader, Order, TypeChar};
 use snlp_passes::ir::{DType, Tensor, element_count};
+use snlp_passes::memory::{NoRoom, room};
 
 use crate::files;
 
@@ -105,7 +106,10 @@ fn read_array(reader: &mut dyn Read) -> Result<Tensor, String> {
         .ok_or_else(|| format!("shape {:?} is too large", header.shape()))?;
     let wanted = elements * dtype.size();
     let mut data = Vec::new();
-    reader.take(wanted as u64).read_to_end(&mut data).map_err(|e| e.to_string())?;
+    reader.take(wanted as u64).read_to_end(&mut data).map_err(|e| match e.kind() {
+        io::ErrorKind::OutOfMemory => NoRoom(wanted).to_string(),
+        _ => e.to_string(),
+    })?;
     if data.len() != wanted {
         return Err(format!("ends after {} bytes of the {wanted} that {shape:?} needs", data.len()));
     }
@@ -116,6 +120,7 @@ fn read_array(reader: &mut dyn Read) -> Result<Tensor, String> {
         data.iter_mut().for_each(|b| *b = u8::from(*b != 0));
     }
     if header.order() == Order::Fortran && shape.len() > 1 {
+        room(wanted).map_err(|e| e.to_string())?;
         data = row_major(&data, &shape, dtype.size());
     }
     Tensor::from_bytes(dtype, shape, data.into()).map_err(|e| e.to_string())

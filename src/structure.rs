@@ -15,6 +15,7 @@ use snlp_passes::ir::{DType, Graph, GraphError, NodeId, Op, ValueId};
 use snlp_passes::plan::{PlacedPlan, Segment};
 use snlp_passes::rewrite::Parallelized;
 
+use crate::onnx::correction_function;
 use crate::summary::{FIGURES_LENGTH, typical_schedule};
 use crate::text::escaped;
 
@@ -35,8 +36,8 @@ impl Zone {
     }
 }
 
-/// A node: its operator, its name, and which of [`Structure::types`] its first result has.
-#[derive(Clone, PartialEq, Debug, Serialize)]
+/// A node: its operator (of a correction the function that it is written as), its name, and which of [`Structure::types`] its first result has.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
 pub struct NodeDetail(pub String, pub String, pub usize);
 
 /// A part of a layer.
@@ -84,6 +85,8 @@ pub struct SegmentDetail {
     pub nodes: Vec<NodeDetail>,
     /// The nodes of its corrections.
     pub correction: Vec<NodeDetail>,
+    /// The nodes of each layer of a sequential segment; none where they are the original's.
+    pub layers: Vec<Option<Vec<NodeDetail>>>,
 }
 
 /// What lies before or behind the chain.
@@ -93,6 +96,8 @@ pub struct EndDetail {
     pub dispatches: Option<usize>,
     /// Its nodes in order of evaluation.
     pub nodes: Vec<NodeDetail>,
+    /// Those of the rewritten model; none where they are the original's.
+    pub rewritten: Option<Vec<NodeDetail>>,
 }
 
 /// A chain node by node, with a plan or without.
@@ -128,6 +133,7 @@ impl Structure {
         let end = |zone| EndDetail {
             dispatches: count(zone),
             nodes: lists.get(&zone).cloned().unwrap_or_default(),
+            rewritten: None,
         };
         let mut layers = Vec::with_capacity(chain.layers.len());
         for (number, (layer, blocks)) in chain.layers.iter().zip(chain.blocks(graph)?).enumerate() {
@@ -147,36 +153,58 @@ impl Structure {
                 parts,
             });
         }
-        let (prefix, suffix) = (end(Zone::Prefix), end(Zone::Suffix));
-        let segments = match rewritten {
-            Some((plan, made)) => segments(graph, chain, plan, made, &zones, &mut types)?,
-            None => vec![],
-        };
+        let (mut prefix, mut suffix) = (end(Zone::Prefix), end(Zone::Suffix));
+        let mut segments = vec![];
+        if let Some((plan, made)) = rewritten {
+            let zones = rewritten_zones(graph, chain, plan, made, &zones)?;
+            let mut changed = Changed { before: lists, now: self::lists(&made.graph, &zones, &mut types)? };
+            prefix.rewritten = changed.list(Zone::Prefix);
+            suffix.rewritten = changed.list(Zone::Suffix);
+            segments = self::segments(plan, made, &zones, &mut changed);
+        }
         Ok(Structure { types: types.texts, prefix, suffix, layers, segments })
     }
 }
 
+/// The nodes of each zone before and behind the rewrite.
+struct Changed {
+    before: BTreeMap<Zone, Vec<NodeDetail>>,
+    now: BTreeMap<Zone, Vec<NodeDetail>>,
+}
+
+impl Changed {
+    /// The zone's nodes as rewritten, where they are not the original's in some order.
+    fn list(&mut self, zone: Zone) -> Option<Vec<NodeDetail>> {
+        let now = self.now.remove(&zone).unwrap_or_default();
+        let before = self.before.get(&zone).map_or(&[][..], Vec::as_slice);
+        let sorted = |nodes: &[NodeDetail]| {
+            let mut all = nodes.to_vec();
+            all.sort_unstable();
+            all
+        };
+        (sorted(&now) != sorted(before)).then_some(now)
+    }
+}
+
 fn segments(
-    graph: &Graph,
-    chain: &Chain,
     plan: &PlacedPlan,
     made: &Parallelized,
-    original: &HashMap<NodeId, Zone>,
-    types: &mut Types,
-) -> Result<Vec<SegmentDetail>, GraphError> {
-    let zones = rewritten_zones(graph, chain, plan, made, original)?;
-    let dispatches = dispatches(&made.graph, &zones);
+    zones: &HashMap<NodeId, Zone>,
+    changed: &mut Changed,
+) -> Vec<SegmentDetail> {
+    let dispatches = dispatches(&made.graph, zones);
     let count = |zone: Zone| dispatches.as_ref().map(|d| d.get(&zone).copied().unwrap_or(0));
-    let mut lists = lists(&made.graph, &zones, types)?;
     let mut reports = made.segments.iter();
     let mut first = 0;
     let mut out = Vec::new();
     for segment in &plan.segments {
+        let layers = first..first + segment.layers();
         out.push(match segment {
-            Segment::Sequential(n) => {
-                let each = (first..first + n).map(|l| count(Zone::Layer(l)));
-                SegmentDetail { dispatches: each.sum(), ..SegmentDetail::default() }
-            }
+            Segment::Sequential(_) => SegmentDetail {
+                dispatches: layers.clone().map(|l| count(Zone::Layer(l))).sum(),
+                layers: layers.map(|l| changed.list(Zone::Layer(l))).collect(),
+                ..SegmentDetail::default()
+            },
             Segment::Parallel(_) => {
                 let report = reports.next();
                 SegmentDetail {
@@ -184,14 +212,15 @@ fn segments(
                     dispatches: count(Zone::Segment(first)),
                     correction_dispatches: count(Zone::Correction(first)),
                     batches: report.map(|r| r.batches.clone()).unwrap_or_default(),
-                    nodes: lists.remove(&Zone::Segment(first)).unwrap_or_default(),
-                    correction: lists.remove(&Zone::Correction(first)).unwrap_or_default(),
+                    nodes: changed.now.remove(&Zone::Segment(first)).unwrap_or_default(),
+                    correction: changed.now.remove(&Zone::Correction(first)).unwrap_or_default(),
+                    layers: vec![],
                 }
             }
         });
         first += segment.layers();
     }
-    Ok(out)
+    out
 }
 
 fn original_zones(graph: &Graph, chain: &Chain) -> HashMap<NodeId, Zone> {
@@ -290,7 +319,7 @@ fn dispatches(graph: &Graph, zones: &HashMap<NodeId, Zone>) -> Option<HashMap<Zo
     Some(counts)
 }
 
-/// The nodes of each zone but the layers', in order of evaluation.
+/// The nodes of each zone, in order of evaluation.
 fn lists(
     graph: &Graph,
     zones: &HashMap<NodeId, Zone>,
@@ -298,9 +327,8 @@ fn lists(
 ) -> Result<BTreeMap<Zone, Vec<NodeDetail>>, GraphError> {
     let mut lists: BTreeMap<Zone, Vec<NodeDetail>> = BTreeMap::new();
     for id in graph.topological()? {
-        match zones.get(&id) {
-            None | Some(Zone::Layer(_)) => {}
-            Some(zone) => lists.entry(*zone).or_default().extend(types.node(graph, id)),
+        if let Some(zone) = zones.get(&id) {
+            lists.entry(*zone).or_default().extend(types.node(graph, id));
         }
     }
     Ok(lists)
@@ -354,7 +382,8 @@ impl Types {
     fn node(&mut self, graph: &Graph, id: NodeId) -> Option<NodeDetail> {
         let node = graph.node(id)?;
         let ty = self.of(graph, *node.outputs.first()?);
-        Some(NodeDetail(escaped(&node.op.name()).into_owned(), escaped(&node.name).into_owned(), ty))
+        let op = correction_function(graph, node).unwrap_or_else(|| node.op.name());
+        Some(NodeDetail(escaped(&op).into_owned(), escaped(&node.name).into_owned(), ty))
     }
 }
 
@@ -397,6 +426,36 @@ mod tests {
     }
 
     #[test]
+    fn every_node_of_the_rewritten_model_is_somewhere() {
+        for (model, plan) in [
+            ("gpt2-tiny/model.onnx", "s1 1xF1 2xF1[k=2]"),
+            ("nano/model.onnx", "s2 2*1xF2 6xF1[k=2]"),
+            ("mhc/hcn.onnx", "s1 3xF1"),
+            ("llama-tiny-past/model.onnx", "2xF1[k=2,kv=exact]"),
+        ] {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(model);
+            let source = Source::read(&path).expect("read");
+            let plan = source.place(&plan.parse().expect("a plan")).expect("fits");
+            let made = source.rewrite(&plan).expect("rewritten");
+            let found = Structure::of(&source.graph, source.chain().expect("a chain"), Some((&plan, &made)));
+            let found = found.expect("acyclic");
+            let of_layer = |l: usize| found.layers[l].parts.iter().map(|p| p.nodes.len()).sum::<usize>();
+            let ends = [&found.prefix, &found.suffix];
+            let mut count: usize = ends.iter().map(|e| e.rewritten.as_ref().unwrap_or(&e.nodes).len()).sum();
+            let mut first = 0;
+            for (segment, placed) in found.segments.iter().zip(&plan.segments) {
+                count += segment.nodes.len() + segment.correction.len();
+                let layers = segment.layers.iter().enumerate();
+                count += layers
+                    .map(|(i, l)| l.as_ref().map_or_else(|| of_layer(first + i), Vec::len))
+                    .sum::<usize>();
+                first += placed.layers();
+            }
+            assert_eq!(count, made.graph.nodes().count(), "{model}");
+        }
+    }
+
+    #[test]
     fn dispatches_and_weights_are_those_of_the_whole() {
         let (source, found, rewritten) = structure("gpt2-tiny/model.onnx", "s1 1xF1 2xF1[k=2]");
         let total = typical_schedule(&source.graph, FIGURES_LENGTH).expect("scheduled").stats().dispatches;
@@ -412,7 +471,8 @@ mod tests {
         assert_eq!(found.segments[2].batches, [[2, 3]]);
         assert_eq!(found.segments[2].surrogate.as_deref(), Some("identity"));
         assert!(found.segments[2].nodes.iter().any(|n| found.types[n.2].starts_with("f32[2, ")));
-        assert_eq!(found.segments[2].correction.len(), 2);
+        let functions: Vec<&str> = found.segments[2].correction.iter().map(|n| n.0.as_str()).collect();
+        assert_eq!(functions, ["IdentityNewtonShared", "IdentityNewtonLast"]);
         let summary = ChainSummary::of(&source.graph, source.chain().expect("a chain"));
         let layer = &found.layers[0];
         assert_eq!(

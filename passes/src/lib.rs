@@ -14,5 +14,6 @@ pub mod analysis;
 pub mod eval;
 pub mod infer;
 pub mod ir;
+pub mod memory;
 pub mod plan;
 pub mod rewrite;

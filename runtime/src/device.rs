@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Duration;
 
+use snlp_passes::memory::room;
+
 use crate::cooperative;
 use crate::error::RuntimeError;
 use crate::kernels::{self, Limits};
@@ -429,6 +431,7 @@ impl Gpu {
         if bytes == 0 {
             return Ok(Vec::new());
         }
+        room(bytes as usize)?;
         let failed = |message: String| RuntimeError::Gpu { during: "reading results".into(), message };
         let (sender, outcome) = mpsc::channel();
         let padded = bytes.next_multiple_of(4);

@@ -2,6 +2,7 @@
 
 use snlp_passes::eval::EvalError;
 use snlp_passes::ir::Invalid;
+use snlp_passes::memory::NoRoom;
 use snlp_passes::rewrite::SplitError;
 
 use crate::kernels::KernelError;
@@ -29,6 +30,9 @@ pub enum RuntimeError {
         /// Largest size allowed, where the device names one.
         limit: Option<u64>,
     },
+    /// The host has no memory for something.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The GPU API refused something; a defect of this program or of the driver.
     #[error("GPU error while {during}: {message}")]
     Gpu {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use snlp_passes::eval::eval_op;
 use snlp_passes::ir::{DType, Tensor};
+use snlp_passes::memory::room;
 
 use crate::device::{Gpu, lock};
 use crate::error::RuntimeError;
@@ -387,6 +388,7 @@ fn from_words(words: &[u8], scalar: Scalar, dtype: DType, shape: &[usize]) -> Re
     if elements != shape.iter().map(|d| *d as u64).product::<u64>() {
         return Err(failed(format!("{elements} elements for shape {shape:?}")));
     }
+    room(words.len())?;
     let raw = Tensor::from_bytes(source, shape.to_vec(), words.to_vec().into())
         .map_err(|e| failed(e.to_string()))?;
     if source == dtype {

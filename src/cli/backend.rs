@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use snlp::error::{Error, Kind};
+use snlp::error::{Error, Kind, MORE_MEMORY};
 use snlp::language::decoder::{Forward, Stepper};
 use snlp::passes::ir::{Graph, Tensor};
 use snlp::runtime::schedule::{Options, ScheduleError, WeightDtype};
@@ -217,6 +217,7 @@ pub fn runtime_error(e: RuntimeError) -> Error {
         E::DeviceLost(_) => (Kind::Device, "try again, or give --backend cpu"),
         E::Half { .. } => (Kind::Input, "give --dtype f32"),
         E::OutOfMemory { .. } => (Kind::Device, "use a smaller batch, --dtype f16, or --backend cpu"),
+        E::NoRoom(_) => (Kind::Input, MORE_MEMORY),
         E::Bind(_) => (
             Kind::Input,
             "'snlp inspect' shows the inputs of the model; a sequence may be longer than its table of positions",

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use snlp::error::{Error, Kind};
+use snlp::feeds::{convert, room_to_convert};
 use snlp::onnx::{Model, ModelInfo, WriteOptions};
 use snlp::passes::eval::allocation;
 use snlp::passes::ir::{Bindings, Graph, Tensor};
@@ -179,8 +180,11 @@ fn declared(
     tensor: &Tensor,
 ) -> Result<(String, Tensor), Error> {
     let tensor = match graph.ty(output.value) {
-        Some(ty) => snlp::feeds::convert(tensor, ty.dtype)
-            .map_err(|e| Error::new(Kind::Internal, format!("output '{}': {e}", output.name)))?,
+        Some(ty) => {
+            room_to_convert(tensor, ty.dtype)?;
+            convert(tensor, ty.dtype)
+                .map_err(|e| Error::new(Kind::Internal, format!("output '{}': {e}", output.name)))?
+        }
         None => tensor.clone(),
     };
     Ok((output.name.clone(), tensor))

@@ -121,7 +121,7 @@ impl Run {
         if let Some(path) = &self.outputs {
             write_archive(path, &outputs)?;
         }
-        let outcomes = self.check(outputs, &expected.unwrap_or_default(), default);
+        let outcomes = self.check(outputs, &expected.unwrap_or_default(), default)?;
         let steps = if self.profile { Some(runner.profile(&inputs)?) } else { None };
         if self.json {
             ui::print_json(&document(&backend.name(), &outcomes, steps.as_deref()))?;
@@ -146,15 +146,19 @@ impl Run {
         outputs: Vec<(String, Tensor)>,
         expected: &[(String, Tensor)],
         default: Tolerance,
-    ) -> Vec<Outcome> {
-        let check = |name: &str, tensor: &Tensor| {
-            let (_, e) = expected.iter().find(|(n, _)| n == name)?;
+    ) -> Result<Vec<Outcome>, Error> {
+        let check = |name: &str, tensor: &Tensor| -> Result<Option<Check>, Error> {
+            let Some((_, e)) = expected.iter().find(|(n, _)| n == name) else { return Ok(None) };
             let default = if e.dtype() == DType::F16 { Tolerance::Loose } else { default };
             let tolerance = self.tolerance.map_or(default, Tolerance::from);
-            Some(Check { tolerance, found: compare(tensor, e, tolerance) })
+            match compare(tensor, e, tolerance) {
+                Err(CompareError::NoRoom(none)) => Err(none.into()),
+                found => Ok(Some(Check { tolerance, found })),
+            }
         };
-        let outcome =
-            |(name, tensor): (String, Tensor)| Outcome { check: check(&name, &tensor), name, tensor };
+        let outcome = |(name, tensor): (String, Tensor)| -> Result<Outcome, Error> {
+            Ok(Outcome { check: check(&name, &tensor)?, name, tensor })
+        };
         outputs.into_iter().map(outcome).collect()
     }
 }

@@ -32,6 +32,7 @@ use snlp_passes::ir::{Graph, NodeId};
 
 pub use error::{ErrorKind, OnnxError};
 pub use export::Written;
+pub(crate) use export::correction_function;
 pub(crate) use import::knows;
 
 /// Versions of the standard operator set that models may use.

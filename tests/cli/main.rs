@@ -7,6 +7,8 @@ mod documents;
 mod errors;
 mod files;
 mod kills;
+#[cfg(target_os = "linux")]
+mod memory;
 mod pages;
 mod planning;
 mod plumbing;

@@ -8,6 +8,7 @@ whose names are markup is checked too. `--shots` keeps a picture of every page i
 
 import argparse
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -161,6 +162,61 @@ def keyboard_of_a_chain(page, name, checks):
     checks.that(not page.is_visible("#panel") and focused(page) == key, f"{name}: Escape closes and goes back to {key}")
 
 
+def search(page, text):
+    """Searches, and gives what is said of the original and of what a plan makes of it."""
+    page.fill("#find", text)
+    first, _, second = page.inner_text("#found").replace(" · Enter lists", "").partition(" — rewritten: ")
+    return first.removeprefix("original: "), second
+
+
+def number_of(text, what):
+    found = re.search(rf"([\d,]+) {what}s?\b", text)
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def search_of_a_plan(page, name, checks, nodes):
+    """Units, segments and what stands in their place are found; counts are those of the model."""
+    lit = "#chain .unit[data-key]:not(.dim)"
+    if page.is_visible("#all") and page.inner_text("#all") == "Unfold all":
+        page.click("#all")
+    units = page.locator("#chain .unit[data-key]").count()
+    for text in ["unit 1", "unit 2", "segment 1", "segment 2", "layer 1", "attention", "zzzz"]:
+        first, second = search(page, text)
+        shown = page.locator(lit).count()
+        checks.that(number_of(second, "unit") == shown, f"{name}: '{text}': {shown} units are lit, '{second}' are told")
+        layers = page.locator("#chain .layer[data-key]:not(.dim)").count()
+        checks.that(number_of(first, "layer") == layers, f"{name}: '{text}': {layers} layers are lit, '{first}' are told")
+    checks.that(search(page, "layer 1")[0] == "1 layer", f"{name}: a number is one layer, not '{search(page, 'layer 1')[0]}'")
+    first, second = search(page, "unit 1")
+    checks.that(0 < number_of(second, "unit") <= units and first == "nothing", f"{name}: units are found: '{first}', '{second}'")
+    page.press("#find", "Enter")
+    checks.that("[object" not in page.inner_text("#panel"), f"{name}: the list is elements")
+    button = page.locator("#panel button", has_text=re.compile("^Open unit 1$")).first
+    button.focus()
+    page.keyboard.press("Enter")
+    checks.that(page.inner_text("#panel-title").startswith("Unit 1 of"), f"{name}: a unit opens from the list")
+    page.keyboard.press("Escape")
+    checks.that(focused(page).startswith("unit:"), f"{name}: Escape goes to the unit, not to '{focused(page)}'")
+    if nodes:
+        # Each type has brackets.
+        figures = page.evaluate("[...document.querySelectorAll('.figures > div')].find((d) => d.querySelector('dt').textContent === 'nodes').querySelector('dd').innerText")
+        figures = [int(n.replace(",", "")) for n in re.findall(r"[\d,]+", figures)]
+        found = [number_of(side, "node") for side in search(page, "[")]
+        checks.that(found == figures, f"{name}: {found} nodes are found of {figures}")
+        if page.locator("#chain .correction").count():
+            first, second = search(page, "newton")
+            checks.that(number_of(second, "node") > 0 and first == "nothing", f"{name}: the functions are found: '{first}', '{second}'")
+            lit = page.locator("#chain .correction:not(.dim)").count()
+            checks.that(number_of(second, "correction") == lit > 0, f"{name}: {lit} corrections are lit, '{second}' are told")
+            page.press("#find", "Enter")
+            checks.that("Newton" in page.inner_text("#panel .nodes"), f"{name}: the list has the functions")
+            page.keyboard.press("Escape")
+            checks.that(focused(page) == "find", f"{name}: Escape goes back to the search, not to '{focused(page)}'")
+    page.fill("#find", "")
+    if page.is_visible("#all"):
+        page.click("#all")
+
+
 def keyboard_of_a_report(page, name, checks):
     page.keyboard.press("/")
     checks.that(focused(page) == "find", f"{name}: / leads to the search field")
@@ -200,6 +256,8 @@ def check(browser, name, file, kind, size, colours, shots, checks):
             checks.that(overflow(page) <= 0, f"{label}: too wide when all is unfolded")
             page.click("#all")
         keyboard_of_a_chain(page, label if name != "converted" else name, checks)
+        if page.locator("#chain .unit").count():
+            search_of_a_plan(page, label, checks, name != "converted")
         if shots and page.locator("#chain .unit[data-key]").count():
             page.locator("#chain .unit[data-key]").first.click()
             page.screenshot(path=shots / f"{name}-{size}-{colours}-open.png")

@@ -3,7 +3,8 @@
 use super::movement::take;
 use super::shape::{Walk, check_axis, count, product, strides, wrap_index};
 use super::{Answer, Operands, Result, bad, one};
-use crate::ir::{Op, Tensor, element_count};
+use crate::ir::{DType, Op, Tensor};
+use crate::memory::room;
 
 /// The results of the operators of this family.
 pub(super) fn eval(op: &Op, o: Operands<'_>) -> Answer {
@@ -137,17 +138,18 @@ fn one_hot(indices: &Tensor, depth: &Tensor, values: &Tensor, axis: usize) -> Re
 
 /// The positions of what is not zero (NaN included), as int64 `[rank, n]` in row-major order.
 fn non_zero(x: &Tensor) -> Result<Tensor> {
+    // The elements as floats, and the positions of all.
+    room(x.len().saturating_mul(16)).map_err(|e| bad(e.to_string()))?;
     let found: Vec<usize> = match x.as_slice::<u64>() {
         Some(large) => large.iter().enumerate().filter(|(_, v)| **v != 0).map(|(i, _)| i).collect(),
         None => x.to_f64().iter().enumerate().filter(|(_, v)| **v != 0.0).map(|(i, _)| i).collect(),
     };
     let steps = strides(x.shape());
-    let of_axis = |(d, step): (&usize, &isize)| {
-        let (d, step) = (*d, *step as usize);
-        found.iter().map(move |at| (at / step.max(1) % d.max(1)) as i64).collect::<Vec<_>>()
-    };
-    let data: Vec<i64> = x.shape().iter().zip(&steps).flat_map(of_axis).collect();
     let shape = vec![x.shape().len(), found.len()];
-    element_count(&shape).ok_or_else(|| bad("too many elements"))?;
+    let mut data = Vec::with_capacity(count(DType::I64, &shape)?);
+    for (d, step) in x.shape().iter().zip(&steps) {
+        let (d, step) = (*d, *step as usize);
+        data.extend(found.iter().map(|at| (at / step.max(1) % d.max(1)) as i64));
+    }
     Ok(Tensor::from_vec(shape, data)?)
 }

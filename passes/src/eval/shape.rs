@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use super::{EvalError, MAX_RESULT_BYTES, Result, bad};
 use crate::ir::{DType, element_count};
+use crate::memory::room;
 
 /// Strides in elements of a dense row-major tensor.
 pub(super) fn strides(shape: &[usize]) -> Vec<isize> {
@@ -44,7 +45,9 @@ pub(super) fn count(dtype: DType, shape: &[usize]) -> Result<usize> {
         let reason = format!("a {dtype} tensor of shape {shape:?} is larger than {bytes} bytes");
         return Err(bad(reason));
     }
-    Ok(product(shape))
+    let n = product(shape);
+    room(dtype.bytes(n)).map_err(|e| bad(format!("a {dtype} tensor of shape {shape:?}: {e}")))?;
+    Ok(n)
 }
 
 /// The product of sizes of some axes of a checked shape.

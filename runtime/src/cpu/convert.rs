@@ -2,6 +2,7 @@
 
 use half::f16;
 use snlp_passes::ir::{DType, Element, Tensor};
+use snlp_passes::memory::room;
 use tract_onnx::prelude::{self as tract, Datum, DatumType};
 
 type Failed = String;
@@ -38,6 +39,7 @@ pub(super) fn to_tract(tensor: &Tensor) -> Result<tract::Tensor, Failed> {
 
 fn from<T: Element + Datum + Copy>(tensor: &tract::Tensor) -> Result<Tensor, Failed> {
     let view = tensor.to_plain_array_view::<T>().map_err(|e| e.to_string())?;
+    room(view.len().saturating_mul(size_of::<T>())).map_err(|e| e.to_string())?;
     Tensor::from_vec(tensor.shape().to_vec(), view.iter().copied().collect()).map_err(|e| e.to_string())
 }
 

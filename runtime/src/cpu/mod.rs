@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use snlp_passes::ir::Tensor;
+use snlp_passes::memory::{NoRoom, room};
 use tract_onnx::prelude::*;
 
 use crate::error::RuntimeError;
@@ -29,6 +30,8 @@ impl CpuModel {
     /// # Errors
     /// When tract does not know an operator (the error names all that it does not know), or fails on one.
     pub fn from_onnx(bytes: &[u8]) -> Result<CpuModel, RuntimeError> {
+        // tract holds what it decoded and the tensors that it made of it at once.
+        room(bytes.len().saturating_mul(2))?;
         caught("loading the model", || load(bytes))
     }
 
@@ -61,7 +64,7 @@ impl CpuModel {
         for (name, dtype) in &self.inputs {
             let Some((_, tensor)) = inputs.iter().find(|(n, _)| n == name) else { continue };
             let value =
-                convert::to_tract(tensor).map_err(|e| RuntimeError::Cpu(format!("input '{name}': {e}")))?;
+                caught(&format!("input '{name}'"), || convert::to_tract(tensor).map_err(TractError::msg))?;
             if value.datum_type() != *dtype {
                 let reason = format!("the model wants {dtype:?}, not {}", tensor.dtype());
                 return Err(RuntimeError::Input { name: name.clone(), reason });
@@ -72,7 +75,7 @@ impl CpuModel {
         let mut out = vec![];
         for (name, value) in self.outputs.iter().zip(results.iter()) {
             let tensor =
-                convert::from_tract(value).map_err(|e| RuntimeError::Cpu(format!("output '{name}': {e}")))?;
+                caught(&format!("output '{name}'"), || convert::from_tract(value).map_err(TractError::msg))?;
             out.push((name.clone(), tensor));
         }
         Ok(out)
@@ -126,9 +129,18 @@ fn caught<T>(during: &str, work: impl FnOnce() -> TractResult<T>) -> Result<T, R
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("no message");
-            Err(failed(format!("tract panicked: {text}")))
+            Err(match unallocated(text) {
+                Some(bytes) => NoRoom(bytes).into(),
+                None => failed(format!("tract panicked: {text}")),
+            })
         }
     }
+}
+
+/// The bytes that tract could not allocate, where that is what its panic says.
+fn unallocated(panic: &str) -> Option<usize> {
+    let size = panic.strip_prefix("failed to allocate Layout { size: ")?;
+    size.split(',').next()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -145,5 +157,12 @@ mod tests {
     fn panics_are_errors() {
         let error = caught::<()>("testing", || panic!("index out of range")).unwrap_err();
         assert!(error.to_string().contains("index out of range"), "{error}");
+    }
+
+    #[test]
+    fn memory_that_tract_cannot_have_is_told_from_panics() {
+        let shape = [1usize << 45];
+        let error = caught("testing", || tract_onnx::prelude::Tensor::zero::<f32>(&shape)).unwrap_err();
+        assert!(matches!(error, RuntimeError::NoRoom(NoRoom(n)) if n == 4 << 45), "{error}");
     }
 }

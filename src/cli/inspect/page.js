@@ -122,10 +122,11 @@ function laneTitle(lane) {
 
 /** An item: what can have the focus, be opened and be found. */
 function item(tag, key, options, ...children) {
-  const { of = [], column = 0, open, ...rest } = options;
+  const { of = [], column = 0, open, hides = false, ...rest } = options;
   const e = el(tag, { type: "button", tabindex: "-1", "data-key": key, "data-column": column, ...rest }, ...children);
   e.of = new Set(of);
   e.open = open;
+  e.hides = hides;
   return e;
 }
 const chip = (kind, n = 1) =>
@@ -227,14 +228,15 @@ function unitRows(segment) {
   }
   return rows;
 }
-function foldCard(row, at) {
+/** A fold; `hides` says that what the plan makes of its layers is folded with them. */
+function foldCard(row, at, hides) {
   const open = unfolded.has(row.fold);
   const layersText = range("layer", row.from, row.to);
   const classes = [...new Set(span(row.from, row.to - row.from + 1).map((l) => detailOf(l).class + 1))];
   const alike = classes.length > 1 ? `classes ${classes.slice(0, 4).join(", ")}${classes.length > 4 ? ", …" : ""} by turns` : "alike";
   return item("button", row.fold,
     {
-      class: "card fold", of: span(row.from, row.to - row.from + 1), style: `grid-row:${at}`, "aria-expanded": String(open),
+      class: "card fold", hides, of: span(row.from, row.to - row.from + 1), style: `grid-row:${at}`, "aria-expanded": String(open),
       open: () => { unfolded[open ? "delete" : "add"](row.fold); draw(row.fold); },
       hint: `${layersText}: ${row.to - row.from + 1} ${alike}\n${weightText(span(row.from, row.to - row.from + 1))}`,
     },
@@ -252,7 +254,7 @@ function segmentView(segment, s) {
     const at = i + 1;
     const open = row.fold && unfolded.has(row.fold);
     cells.push(rail(row.from, row.to, { style: `grid-row:${at}`, between: open }));
-    cells.push(row.fold ? foldCard(row, at) : layerCard(row.from, at));
+    cells.push(row.fold ? foldCard(row, at, planned && (!parallel || Boolean(row.units))) : layerCard(row.from, at));
     if (!planned || parallel) return;
     cells.push(el("i", { class: "stream sum", style: `grid-row:${at}`, "aria-hidden": "true" }));
     cells.push(row.fold

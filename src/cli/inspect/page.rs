@@ -22,7 +22,7 @@ pub fn page(report: &Report, explain: bool) -> Result<String, Error> {
     let data = match &report.chain {
         Some(chain) => {
             body += &plan_help(report, chain);
-            body += &search_bar("Search nodes, operators, layers", UNFOLD);
+            body += &search_bar("Search nodes, operators, layers, units", UNFOLD);
             body += "<div id=\"chain\" role=\"group\" aria-label=\"The chain; arrow keys move, Enter opens\">\
                      <noscript>The chain is drawn by a script, which this browser does not run.</noscript></div>\n\
                      <aside id=\"panel\" role=\"dialog\" aria-labelledby=\"panel-title\" hidden></aside>\n";

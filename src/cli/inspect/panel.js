@@ -4,7 +4,7 @@ function openPanel(title, ...content) {
   panel.replaceChildren(
     el("div", { class: "panelhead" }, el("h2", { id: "panel-title", tabindex: "-1" }, title),
       el("button", { type: "button", class: "button", "aria-label": "Close", on: { click: closePanel } }, "Close")),
-    ...content.flat());
+    ...content.flat(Infinity).filter((c) => c !== ""));
   panel.hidden = false;
   panel.scrollTop = 0;
   document.body.classList.add("open");
@@ -17,7 +17,15 @@ function closePanel() {
   panel.hidden = true;
   document.body.classList.remove("open");
   for (const e of place.querySelectorAll(".opened")) e.classList.remove("opened");
-  go([...place.querySelectorAll("[data-key]")].find((e) => e.dataset.key === opener));
+  if (opener === null) find.focus();
+  else go(itemOf(opener));
+}
+/** The item of this key, or the fold that hides it. */
+function itemOf(key) {
+  const items = [...place.querySelectorAll("[data-key]")];
+  const [what, a, b] = key.split(":");
+  const l = what === "unit" ? shown[a].first + b * shown[a].parallel.fused : +a;
+  return items.find((e) => e.dataset.key === key) ?? items.find((e) => e.hasAttribute("aria-expanded") && e.of.has(l));
 }
 document.addEventListener("keydown", (e) => {
   if (e.key === "Escape" && !panel.hidden) closePanel();
@@ -32,7 +40,7 @@ function marked(text) {
   const [from, n] = at;
   return [text.slice(0, from), el("mark", {}, text.slice(from, from + n)), text.slice(from + n)];
 }
-const fits = (text) => words.every((w) => text.includes(w));
+const fits = (text) => words.every((w) => (/ \d+$/.test(w) ? `${text} `.includes(`${w} `) : text.includes(w)));
 const nodeText = ([op, name, type]) => `${op} ${name} ${types[type]}`.toLowerCase();
 function nodeList(nodes) {
   const rows = nodes.slice(0, LISTED).map(([op, name, type]) =>
@@ -64,6 +72,7 @@ function layerPanel(l) {
         el("summary", {}, el("b", {}, title), ` ${plural(p.nodes.length, "node")}${weight}`),
         el("p", { class: "note" }, `computed from ${states[p.reads] ?? "the state"}`), nodeList(p.nodes));
     }),
+    nodeBlock("as rewritten", changedNodes(l), false),
     reads(l),
     layers[l] ? "" : el("p", { class: "note" }, "A converted model does not carry its original's nodes."));
 }
@@ -111,60 +120,164 @@ function lanePanel(lane) {
   openPanel(title, el("p", { class: "note" }, what), el("ul", { class: "names" }, list));
 }
 function endPanel(which, label, detail) {
-  openPanel(label[0].toUpperCase() + label.slice(1), facts(["dispatches", detail.dispatches]), nodeBlock("nodes", detail.nodes),
+  openPanel(label[0].toUpperCase() + label.slice(1), facts(["dispatches", detail.dispatches]), nodeBlock("nodes", detail.nodes), nodeBlock("as rewritten", detail.rewritten, false),
     detail.nodes?.length ? "" : el("p", { class: "note" }, "A converted model does not carry its original's nodes."));
 }
 
-// Search: what fits stays, the rest is dimmed; Enter lists the nodes.
-const haystack = span(0, chain.layers).map((l) => {
-  const d = detailOf(l);
-  const own = `layer ${l} class ${d.class + 1} ${d.transfer} ${partsOf(l).map((p) => p.kind).join(" ")}`.toLowerCase();
-  return { own, nodes: partsOf(l).flatMap((p) => p.nodes).map((n) => [n, nodeText(n)]) };
-});
-const ends = { prefix: (prefix.nodes ?? []).map((n) => [n, nodeText(n)]), suffix: (suffix.nodes ?? []).map((n) => [n, nodeText(n)]) };
-function hitsOf(l) {
-  const { own, nodes } = haystack[l];
-  return { layer: fits(own), nodes: nodes.filter(([, text]) => fits(text)).map(([n]) => n) };
+// Search: what fits stays, the rest is dimmed; Enter lists the nodes. A place is what has a text and nodes of its own.
+const searched = (nodes) => (nodes ?? []).map((n) => [n, nodeText(n)]);
+const kindsOf = (l) => partsOf(l).map((p) => p.kind).join(" ");
+const layerText = (l) => `layer ${l} class ${detailOf(l).class + 1} ${detailOf(l).transfer} ${kindsOf(l)}`;
+const aPlace = (own, nodes, same = false) => ({ own: own.toLowerCase(), nodes: searched(nodes), same });
+const segmentOf = (l) => shown.findIndex(({ first, layers: n }) => l >= first && l < first + n);
+function changedNodes(l) {
+  const s = planned ? segmentOf(l) : -1;
+  return s < 0 ? null : shown[s].detail?.layers?.[l - shown[s].first];
 }
-let hits = [];
+const original = {
+  prefix: aPlace("", prefix.nodes),
+  suffix: aPlace("", suffix.nodes),
+  layers: span(0, chain.layers).map((l) => aPlace(layerText(l), partsOf(l).flatMap((p) => p.nodes))),
+};
+/** What the plan makes of it; where it leaves nodes as they are, they are found on both sides. */
+const rewritten = planned ? {
+  prefix: aPlace("", prefix.rewritten ?? prefix.nodes, !prefix.rewritten),
+  suffix: aPlace("", suffix.rewritten ?? suffix.nodes, !suffix.rewritten),
+  segments: shown.map(({ first, layers: n, parallel, detail }, s) => {
+    const of = span(first, n);
+    if (!parallel) {
+      const stays = of.map((l, i) => aPlace(`${layerText(l)} as it is`, changedNodes(l) ?? original.layers[l].nodes.map(([node]) => node), !detail?.layers?.[i]));
+      return { own: aPlace(`segment ${s + 1} s${n} sequential one after the other`), layers: stays };
+    }
+    const text = `segment ${s + 1} ${parallel.text} ${parallel.init} ${parallel.avg ? "averaged" : ""} ${parallel.fused > 1 ? "fused" : ""}`;
+    const units = span(0, parallel.units).map((u) => aPlace(`unit ${u + 1} ${span(first + u * parallel.fused, parallel.fused).map(layerText).join(" ")}`));
+    const correction = parallel.units > 1 ? aPlace(`correction ${detail?.surrogate ?? ""} ${text}`, detail?.correction) : aPlace("", detail?.correction);
+    return { own: aPlace(text, detail?.nodes), units, correction };
+  }),
+} : null;
+/** Looks everywhere for the words. */
+function look() {
+  const at = ({ own, nodes }) => {
+    const found = nodes.filter(([, text]) => fits(text)).map(([n]) => n);
+    const named = own !== "" && fits(own);
+    return { named, nodes: found, hit: named || found.length > 0 };
+  };
+  const side = ({ prefix: before, suffix: behind, ...rest }) => ({ prefix: at(before), suffix: at(behind), ...rest });
+  const first = { ...side(original), layers: original.layers.map(at) };
+  if (!rewritten) return { first };
+  const segmentsNow = rewritten.segments.map((segment) => {
+    const own = at(segment.own);
+    // A segment's nodes are those of all its units together.
+    const within = (p) => ({ ...at(p), hit: own.hit || at(p).hit });
+    return { own, layers: (segment.layers ?? []).map(within), units: (segment.units ?? []).map(within), correction: segment.correction ? at(segment.correction) : null };
+  });
+  return { first, second: { ...side(rewritten), segments: segmentsNow } };
+}
+/** Whether a layer's place in the rewritten model is found. */
+function hitBehind({ second }, l) {
+  const s = second ? segmentOf(l) : -1;
+  if (s < 0) return false;
+  const { first, parallel } = shown[s];
+  return parallel ? second.segments[s].units[Math.floor((l - first) / parallel.fused)].hit : second.segments[s].layers[l - first].hit;
+}
+function isOn(e, now) {
+  const [what, a, b] = e.dataset.key.split(":");
+  const { first, second } = now;
+  switch (what) {
+    case "prefix": case "suffix": return first[what].hit || Boolean(second?.[what].hit);
+    case "lane": return lanes[a].names.some((n) => fits(n.name.toLowerCase()));
+    case "layer": return first.layers[a].hit;
+    case "same": return hitBehind(now, +a);
+    case "unit": return second.segments[a].units[b].hit;
+    case "correction": return second.segments[a].correction.hit;
+    default: return [...e.of].some((l) => first.layers[l].hit || (e.hides && hitBehind(now, l)));
+  }
+}
+const all = (places) => sum(places.map((p) => p.nodes.length));
+const hit = (places) => places.filter((p) => p.hit).length;
+/** What is found on one side, in words. */
+function told(side) {
+  const of = (what) => (side.segments ?? []).flatMap((segment) => segment[what] ?? []);
+  const layersOf = side.layers ?? of("layers");
+  const nodes = all([side.prefix, side.suffix, ...layersOf, ...of("own"), ...of("correction")]);
+  const counts = [[nodes, "node"], [hit(layersOf), "layer"], [hit(of("units")), "unit"], [hit(of("correction")), "correction"]];
+  return counts.filter(([n]) => n > 0).map(([n, what]) => plural(n, what)).join(" · ");
+}
 function mark() {
   const searching = words.length > 0;
-  hits = searching ? haystack.map((_, l) => hitsOf(l)) : [];
-  const inEnds = Object.fromEntries(Object.entries(ends).map(([k, nodes]) => [k, searching ? nodes.filter(([, t]) => fits(t)).map(([n]) => n) : []]));
-  const hit = (l) => hits[l].layer || hits[l].nodes.length > 0;
+  const now = searching ? look() : null;
   for (const e of place.querySelectorAll("[data-key]")) {
-    const key = e.dataset.key;
-    let on = true;
-    if (searching && key in inEnds) on = inEnds[key].length > 0;
-    else if (searching && key.startsWith("lane:")) on = lanes[key.slice(5)].names.some((n) => fits(n.name.toLowerCase()));
-    else if (searching) on = [...e.of].some(hit);
+    const on = !searching || isOn(e, now);
     e.classList.toggle("dim", !on);
     const count = e.querySelector(".hits");
-    if (count) count.textContent = searching && on ? `${[...e.of].filter(hit).length} hit` : "";
+    const layersHit = () => [...e.of].filter((l) => now.first.layers[l].hit || (e.hides && hitBehind(now, l))).length;
+    if (count) count.textContent = searching && on ? `${layersHit()} hit` : "";
   }
-  const nodes = sum(hits.map((h) => h.nodes.length)) + sum(Object.values(inEnds).map((n) => n.length));
-  const inLayers = hits.filter((h) => h.layer || h.nodes.length).length;
-  found.textContent = !searching ? "" : nodes + inLayers === 0 ? "nothing found" : `${plural(nodes, "node")} · ${plural(inLayers, "layer")}${nodes ? " · Enter lists" : ""}`;
-  return inEnds;
+  found.textContent = searching ? summary(now) : "";
+  return now;
+}
+function summary({ first, second }) {
+  const [before, behind] = [told(first), second ? told(second) : ""];
+  if (!before && !behind) return "nothing found";
+  const text = second ? `original: ${before || "nothing"} — rewritten: ${behind || "nothing"}` : before;
+  return `${text} · Enter lists`;
 }
 function results() {
-  const inEnds = mark();
-  const group = (title, nodes, open) => el("details", { open: true }, el("summary", {}, el("b", {}, title), ` ${plural(nodes.length, "node")}`),
-    el("p", { class: "links" }, el("button", { type: "button", class: "button", on: { click: open } }, `Open ${title}`)), nodeList(nodes));
-  let left = LISTED;
-  const groups = [];
-  if (inEnds.prefix.length) groups.push(group("before the chain", inEnds.prefix, () => endPanel("prefix", "before the chain", prefix)));
-  hits.forEach((h, l) => {
-    if (!(h.layer || h.nodes.length) || left <= 0) return;
-    left -= h.nodes.length + 1;
-    groups.push(group(`layer ${l}`, h.nodes, () => { opener = `layer:${l}`; layerPanel(l); }));
+  const now = mark();
+  const button = (text, key, open) => el("button", { type: "button", class: "button", on: { click: () => { opener = key; open(); } } }, text);
+  const group = (title, nodes, ...buttons) => el("details", { open: true }, el("summary", {}, el("b", {}, title), nodes.length ? ` ${plural(nodes.length, "node")}` : ""),
+    el("p", { class: "links" }, buttons.flat()), nodes.length ? nodeList(nodes) : "");
+  /** Groups until enough nodes are listed. */
+  const list = (side) => {
+    let left = LISTED;
+    const groups = [];
+    const put = (place, make) => {
+      if (!place.hit) return;
+      if (left > 0) groups.push(make());
+      left -= place.nodes.length + 1;
+    };
+    side(put);
+    return [groups, left <= 0 && groups.length ? el("p", { class: "note" }, "What follows is left out where the list is long: search for more words.") : ""];
+  };
+  const end = (put, which, label, detail, { [which]: at }) => put(at, () => group(label, at.nodes, button(`Open ${label}`, which, () => endPanel(which, label, detail))));
+  const layer = (put, l, at, key) => put(at, () => group(`layer ${l}`, at.nodes, button(`Open layer ${l}`, `${key}:${l}`, () => layerPanel(l))));
+  const before = list((put) => {
+    end(put, "prefix", "before the chain", prefix, now.first);
+    now.first.layers.forEach((at, l) => layer(put, l, at, "layer"));
+    end(put, "suffix", "behind the chain", suffix, now.first);
   });
-  if (inEnds.suffix.length) groups.push(group("behind the chain", inEnds.suffix, () => endPanel("suffix", "behind the chain", suffix)));
-  openPanel("Found", el("p", { class: "note" }, found.textContent.replace(" · Enter lists", "")), groups,
-    left <= 0 ? el("p", { class: "note" }, "Later layers are left out: search for more words.") : "");
+  const { first, second } = now;
+  const same = [];
+  const behind = second && list((put) => {
+    // What stays as it is stands in the first list.
+    const unless = (p, at, then) => { if (!p.same) then(); else if (at.hit) same.push(at); };
+    unless(rewritten.prefix, second.prefix, () => end(put, "prefix", "before the chain", prefix, second));
+    second.segments.forEach(({ own, layers: stay, units, correction }, s) => {
+      const { first, parallel } = shown[s];
+      stay.forEach((at, i) => unless(rewritten.segments[s].layers[i], at, () => layer(put, first + i, at, "same")));
+      if (!parallel) return;
+      const links = units.flatMap((unit, u) => unit.hit ? button(`Open unit ${u + 1}`, `unit:${s}:${u}`, () => unitPanel(s, u)) : []);
+      put({ nodes: own.nodes, hit: links.length > 0 }, () => group(`segment ${s + 1}: ${parallel.text}`, own.nodes, links));
+      put(correction, () => group(`correction of segment ${s + 1}`, correction.nodes, parallel.units > 1 ? button("Open correction", `correction:${s}`, () => correctionPanel(s)) : ""));
+    });
+    unless(rewritten.suffix, second.suffix, () => end(put, "suffix", "behind the chain", suffix, second));
+  });
+  const asIs = same.length ? el("p", { class: "note" }, `${all(same) ? plural(all(same), "node") : "found"} as in the original`) : "";
+  opener = null;
+  openPanel("Found", el("p", { class: "note" }, found.textContent.replace(" · Enter lists", "")),
+    second && told(second) ? [el("h3", {}, "Rewritten"), asIs, behind] : "", second && told(first) ? el("h3", {}, "Original") : "", before);
+}
+/** `layer 1` is one layer, not each that has a 1 somewhere. */
+function phrases(wanted) {
+  const out = [];
+  for (const word of wanted) {
+    if (/^\d+$/.test(word) && /^(layer|unit|segment|class)$/.test(out.at(-1) ?? "")) out.push(`${out.pop()} ${word}`);
+    else out.push(word);
+  }
+  return out;
 }
 onSearch((wanted) => {
-  words = wanted;
+  words = phrases(wanted);
   mark();
 });
 find.addEventListener("keydown", (e) => {

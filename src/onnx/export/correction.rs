@@ -14,7 +14,7 @@
 //!   MixingNewton         f_j + a_j (s'_{j-1} - s_{j-1}), unit after unit
 //! ```
 
-use snlp_passes::ir::{Correction, CorrectionForm, Dim, Tensor};
+use snlp_passes::ir::{Correction, CorrectionForm, Dim, Graph, Node, Op, Tensor, Type};
 
 use super::Writer;
 use super::arithmetic::index;
@@ -39,6 +39,12 @@ struct Form {
 }
 
 impl Form {
+    /// The case of a correction whose results and old estimates have these types.
+    fn of(op: Correction, f: &Type, s: &Type) -> Form {
+        let units = f.shape.first().and_then(Dim::known).and_then(|n| u32::try_from(n).ok());
+        Form { op, shared: s.rank() < f.rank(), rank: f.rank(), units }
+    }
+
     fn name(&self) -> String {
         let base = match self.op.form {
             CorrectionForm::Prefix => "IdentityNewton",
@@ -65,6 +71,14 @@ impl Form {
             _ => None,
         }
     }
+}
+
+/// The function that a correction is written as, for people.
+pub(crate) fn function(graph: &Graph, node: &Node) -> Option<String> {
+    let Op::Correction(op) = &node.op else { return None };
+    let mut types = node.operands().map(|v| graph.ty(v));
+    let (f, s) = (types.next()??, types.next()??);
+    Some(Form::of(*op, f, s).name())
 }
 
 /// The correction that a function of this name computes; the reverse of [`Form::name`].
@@ -105,11 +119,10 @@ impl Writer<'_> {
         if f.dtype.size() == 2 && op.form == CorrectionForm::Prefix && !op.last_only {
             self.since(14, "CumSum of half precision")?;
         }
-        let units = f.shape.first().and_then(Dim::known).and_then(|n| u32::try_from(n).ok());
-        if units.is_none() && matches!(op.form, CorrectionForm::Scan { .. }) {
+        let form = Form::of(*op, f, s);
+        if form.units.is_none() && matches!(op.form, CorrectionForm::Scan { .. }) {
             return Err(OnnxError::unsupported("a correction of unknown many units cannot be written"));
         }
-        let form = Form { op: *op, shared: s.rank() < f.rank(), rank: f.rank(), units };
         let body = Body::of(form, self.opset)?;
         let name = form.name();
         let opset = self.opset;

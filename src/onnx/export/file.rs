@@ -12,6 +12,7 @@ use bytes::Bytes;
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use snlp_passes::ir::Tensor;
+use snlp_passes::memory::room;
 use tempfile::NamedTempFile;
 
 use super::Exported;
@@ -131,6 +132,8 @@ pub(crate) fn encode(exported: &Exported) -> Result<Bytes, OnnxError> {
         ))
         .remedy("write it to a file with external data"));
     }
+    room(usize::try_from(rope.len).unwrap_or(usize::MAX))
+        .map_err(|e| OnnxError::unsupported(e.to_string()))?;
     Ok(rope.pieces.concat().into())
 }
 

@@ -20,6 +20,7 @@ mod sizes;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use correction::function as correction_function;
 pub(super) use correction::{DOMAIN as CORRECTION_DOMAIN, recognise as recognise_correction};
 pub use file::Written;
 pub(super) use file::{encode, write};
