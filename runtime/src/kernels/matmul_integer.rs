@@ -13,6 +13,8 @@ const WORKGROUP: u32 = 64;
 const COLUMNS: u32 = 4;
 /// Most rows of an invocation.
 const ROWS: u32 = 4;
+/// Lanes of a subgroup that load a row each, for all of them to multiply.
+const LANES: u32 = 8;
 
 /// What makes floats of the sums: `activation(sum · (scale · scale) + bias) · alpha + residual`. Operands broadcast
 /// to `out`, f32.
@@ -33,7 +35,7 @@ pub struct Epilogue<'a> {
 /// A product of integers.
 #[derive(Debug)]
 pub struct MatmulInteger<'a> {
-    /// `[batch.., M, K]`, integers of any form; any strides.
+    /// `[batch.., M, K]`, integers of 8 bits at most in any form; any strides.
     pub a: &'a Operand,
     /// `[batch.., K, N]`, likewise. Batch axes broadcast.
     pub b: &'a Operand,
@@ -83,8 +85,11 @@ impl MatmulInteger<'_> {
         let n = n[0];
         let batch = batch.at_most(KERNEL, MAX_BATCH)?;
         let batches: u64 = batch.shape.iter().map(|d| u64::from(*d)).product();
-        let rows = m.clamp(1, ROWS);
-        let tiles = [n.div_ceil(COLUMNS * WORKGROUP), m.div_ceil(rows)];
+        // A software adapter loads what all lanes share for each of them.
+        let shared = limits.software && limits.subgroup_size == LANES && m > ROWS;
+        let (entry, workgroup, rows) =
+            if shared { ("subgroup", LANES, LANES) } else { ("main", WORKGROUP, m.clamp(1, ROWS)) };
+        let tiles = [n.div_ceil(COLUMNS * workgroup), m.div_ceil(rows)];
         let groups = u64::from(tiles[0]) * u64::from(tiles[1]) * batches;
         let mut words = Words::new().array(&batch.shape, 4);
         for strides in &batch.strides {
@@ -97,7 +102,7 @@ impl MatmulInteger<'_> {
             words = words.word(size);
         }
         let alpha = self.epilogue.map_or(1.0, |e| e.alpha);
-        let mut constants = vec![constant("WG", WORKGROUP), constant("ROWS", rows)];
+        let mut constants = vec![constant("WG", workgroup), constant("ROWS", rows)];
         let forms = [
             ("A_FORM", Some(self.a)),
             ("B_FORM", Some(self.b)),
@@ -129,7 +134,7 @@ impl MatmulInteger<'_> {
             return Err(KernelError::Limit { kernel: KERNEL, what: "number of buffers", needed, limit });
         }
         Ok(Launch {
-            pipeline: PipelineKey { source: KERNEL, entry: "main", types: vec![], constants },
+            pipeline: PipelineKey { source: KERNEL, entry, types: vec![], constants },
             params: words.float(alpha).done(),
             roles,
             grid: grid(KERNEL, groups, limits)?,

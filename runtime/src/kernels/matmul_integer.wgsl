@@ -44,7 +44,7 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> out: array<u32>;
 
 override WG: u32 = 64u;
-// Rows of an invocation, up to 4.
+// Rows of an invocation, up to 4, or 8 that the lanes of a subgroup load for each other.
 override ROWS: u32 = 4u;
 // How elements lie: 0 a word each, 2 i8, 3 u8, 4 i4, 5 u4.
 override A_FORM: u32 = 0u;
@@ -62,6 +62,9 @@ override SCALES: u32 = 0u;
 override BIAS: bool = false;
 override RESIDUAL: bool = false;
 override ACTIVATION: u32 = 0u;
+
+// 256 · 255² is less than 2^24.
+const EXACT: u32 = 256u;
 
 // Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
 // alone decides a branch or the end of a loop, unless this is added to it.
@@ -172,37 +175,78 @@ fn finished(sum: i32, t: vec4<u32>, row: u32, column: u32) -> u32 {
     return bitcast<u32>(value);
 }
 
-@compute @workgroup_size(WG)
-fn main(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-    nought = l >> 16u;
-    let group = w.x + n.x * (w.y + n.y * w.z);
+// Adds eight rows of products: lane r of x holds row r's element.
+fn eight(x: f32, y: vec4<f32>, sum: ptr<function, array<vec4<f32>, 8>>) {
+    (*sum)[0] = fma(vec4<f32>(subgroupBroadcast(x, 0u)), y, (*sum)[0]);
+    (*sum)[1] = fma(vec4<f32>(subgroupBroadcast(x, 1u)), y, (*sum)[1]);
+    (*sum)[2] = fma(vec4<f32>(subgroupBroadcast(x, 2u)), y, (*sum)[2]);
+    (*sum)[3] = fma(vec4<f32>(subgroupBroadcast(x, 3u)), y, (*sum)[3]);
+    (*sum)[4] = fma(vec4<f32>(subgroupBroadcast(x, 4u)), y, (*sum)[4]);
+    (*sum)[5] = fma(vec4<f32>(subgroupBroadcast(x, 5u)), y, (*sum)[5]);
+    (*sum)[6] = fma(vec4<f32>(subgroupBroadcast(x, 6u)), y, (*sum)[6]);
+    (*sum)[7] = fma(vec4<f32>(subgroupBroadcast(x, 7u)), y, (*sum)[7]);
+}
+
+// An invocation's part of a group; together, the lanes of a subgroup load a row each.
+fn product(together: bool, group: u32, l: u32) {
     if (group >= p.groups) { return; }
     let rest = group / p.tiles_n;
     let t = unravel(rest / p.tiles_m, p.batch);
     let row = (rest % p.tiles_m) * ROWS;
     let column = ((group % p.tiles_n) * WG + l) * 4u;
-    if (column >= p.n) { return; }
+    // A lane that has left could load nothing for the others.
+    if (!together && column >= p.n) { return; }
     let rows = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u));
     let columns = min(vec4<u32>(column, column + 1u, column + 2u, column + 3u), vec4<u32>(p.n - 1u));
-    let ia = rows * p.a.y + (p.a.x + dot4(t, p.batch_a));
-    let za_at = rows * p.zero_a.y + (p.zero_a.x + dot4(t, p.batch_zero_a));
+    let start_a = p.a.x + dot4(t, p.batch_a);
+    let start_za = p.zero_a.x + dot4(t, p.batch_zero_a);
+    let ia = rows * p.a.y + start_a;
+    let za_at = rows * p.zero_a.y + start_za;
     let zb_at = columns * p.zero_b.z + (p.zero_b.x + dot4(t, p.batch_zero_b));
-    let za = vec4<i32>(load_zero_a(za_at.x), load_zero_a(za_at.y), load_zero_a(za_at.z), load_zero_a(za_at.w));
     let zb = vec4<i32>(load_zero_b(zb_at.x), load_zero_b(zb_at.y), load_zero_b(zb_at.z), load_zero_b(zb_at.w));
+    var za = vec4<i32>(0);
+    var own = 0u;
+    var own_zero = 0;
+    if (together) {
+        let mine = min(row + l, p.m - 1u);
+        own = mine * p.a.y + start_a;
+        own_zero = load_zero_a(mine * p.zero_a.y + start_za);
+    } else {
+        za = vec4<i32>(load_zero_a(za_at.x), load_zero_a(za_at.y), load_zero_a(za_at.z), load_zero_a(za_at.w));
+    }
     var i = columns * p.b.z + (p.b.x + dot4(t, p.batch_b));
     var j = 0u;
     let depth = p.k + nought;
     let step_a = p.a.z;
     let step_b = p.b.y;
-    var sum: array<vec4<i32>, 4>;
-    for (var k = 0u; k < depth; k++) {
-        let y = load_fours(i) - zb;
-        sum[0] += (load_a(ia.x + j) - za.x) * y;
-        if (ROWS > 1u) { sum[1] += (load_a(ia.y + j) - za.y) * y; }
-        if (ROWS > 2u) { sum[2] += (load_a(ia.z + j) - za.z) * y; }
-        if (ROWS > 3u) { sum[3] += (load_a(ia.w + j) - za.w) * y; }
-        i += step_b;
-        j += step_a;
+    var sum: array<vec4<i32>, 8>;
+    // Floats hold the sum of so many products of 8 bits exactly, and are multiplied faster than integers.
+    for (var first = 0u; first < depth; first += EXACT) {
+        var part = array<vec4<f32>, 8>();
+        let end = min(first + EXACT, depth);
+        for (var k = first; k < end; k++) {
+            let y = vec4<f32>(load_fours(i) - zb);
+            if (together) {
+                eight(f32(load_a(own + j) - own_zero), y, &part);
+            } else {
+                part[0] = fma(vec4<f32>(f32(load_a(ia.x + j) - za.x)), y, part[0]);
+                if (ROWS > 1u) { part[1] = fma(vec4<f32>(f32(load_a(ia.y + j) - za.y)), y, part[1]); }
+                if (ROWS > 2u) { part[2] = fma(vec4<f32>(f32(load_a(ia.z + j) - za.z)), y, part[2]); }
+                if (ROWS > 3u) { part[3] = fma(vec4<f32>(f32(load_a(ia.w + j) - za.w)), y, part[3]); }
+            }
+            i += step_b;
+            j += step_a;
+        }
+        sum[0] += vec4<i32>(part[0]);
+        if (ROWS > 1u) { sum[1] += vec4<i32>(part[1]); }
+        if (ROWS > 2u) { sum[2] += vec4<i32>(part[2]); }
+        if (ROWS > 3u) { sum[3] += vec4<i32>(part[3]); }
+        if (ROWS > 4u) {
+            sum[4] += vec4<i32>(part[4]);
+            sum[5] += vec4<i32>(part[5]);
+            sum[6] += vec4<i32>(part[6]);
+            sum[7] += vec4<i32>(part[7]);
+        }
     }
     var done = sum;
     for (var r = 0u; r < ROWS; r++) {
@@ -212,4 +256,16 @@ fn main(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u3
             }
         }
     }
+}
+
+@compute @workgroup_size(WG)
+fn main(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    nought = l >> 16u;
+    product(false, w.x + n.x * (w.y + n.y * w.z), l);
+}
+
+@compute @workgroup_size(WG)
+fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    nought = l >> 16u;
+    product(true, w.x + n.x * (w.y + n.y * w.z), l);
 }

@@ -113,40 +113,68 @@ fn integer_products_are_exact() {
         (5, 260, 9, Scalar::I8),
         (1, 4, 33, Scalar::U8),
         (4, 256, 5, Scalar::U8),
+        (8, 31, 255, Scalar::U8),
+        (17, 33, 513, Scalar::I8),
     ] {
-        let batch = 3u32;
-        let mut random = Random::new(u64::from(m));
-        let (a, _) = integers(&mut random, (batch * m * k) as usize, Scalar::U8);
-        let (b, b_words) = integers(&mut random, (batch * k * n) as usize, scalar);
-        let (zero_a, _) = integers(&mut random, batch as usize, Scalar::U8);
-        let (zero_b, zero_b_words) = integers(&mut random, n as usize, scalar);
-        let launch = MatmulInteger {
-            a: &dense(&[batch, m, k], Scalar::I32),
-            b: &dense(&[batch, k, n], scalar),
-            zero_a: Some(&dense(&[batch, 1, 1], Scalar::I32)),
-            zero_b: Some(&dense(&[n], scalar)),
-            epilogue: None,
-            out: &dense(&[batch, m, n], Scalar::I32),
+        check_integers(&limits(), [m, n, k], scalar);
+        // With subgroups, where there are any.
+        check_integers(&gpu.limits(), [m, n, k], scalar);
+    }
+    // The largest products of all, more of them than a float counts.
+    for (a, b, zero) in [(255, -128, 0), (0, -128, 255), (255, 127, 0)] {
+        let k = 1000;
+        for limits in [limits(), gpu.limits()] {
+            let launch = MatmulInteger {
+                a: &dense(&[5, k], Scalar::I32),
+                b: &dense(&[k, 4], Scalar::I8),
+                zero_a: Some(&dense(&[1, 1], Scalar::I32)),
+                zero_b: None,
+                epilogue: None,
+                out: &dense(&[5, 4], Scalar::I32),
+            }
+            .launch(&limits)
+            .unwrap();
+            let words = vec![u32::from_ne_bytes([b as i8 as u8; 4]); k as usize];
+            let out = gpu.run_one(&launch, &[&vec![a as u32; 5 * k as usize], &words, &[zero as u32]], 20);
+            assert_eq!(out, vec![((a - zero) * b * k as i32) as u32; 20]);
         }
-        .launch(&limits())
-        .unwrap();
-        let mut expected = vec![];
-        for (u, i, j) in (0..batch).flat_map(|u| (0..m).flat_map(move |i| (0..n).map(move |j| (u, i, j)))) {
-            let at = |p: u32| {
-                let left = a[((u * m + i) * k + p) as usize] - zero_a[u as usize];
-                left * (b[((u * k + p) * n + j) as usize] - zero_b[j as usize])
-            };
-            expected.push((0..k).map(at).sum::<i32>() as u32);
-        }
-        let words = |v: &[i32]| v.iter().map(|x| *x as u32).collect::<Vec<u32>>();
-        let (a, zero_a) = (words(&a), words(&zero_a));
-        let out = gpu.run_one(&launch, &[&a, &b_words, &zero_a, &zero_b_words], expected.len());
-        assert_eq!(out, expected);
     }
 }
 
+fn check_integers(limits: &Limits, [m, n, k]: [u32; 3], scalar: Scalar) {
+    let Some(gpu) = gpu() else { return };
+    let batch = 3u32;
+    let mut random = Random::new(u64::from(m));
+    let (a, _) = integers(&mut random, (batch * m * k) as usize, Scalar::U8);
+    let (b, b_words) = integers(&mut random, (batch * k * n) as usize, scalar);
+    let (zero_a, _) = integers(&mut random, batch as usize, Scalar::U8);
+    let (zero_b, zero_b_words) = integers(&mut random, n as usize, scalar);
+    let launch = MatmulInteger {
+        a: &dense(&[batch, m, k], Scalar::I32),
+        b: &dense(&[batch, k, n], scalar),
+        zero_a: Some(&dense(&[batch, 1, 1], Scalar::I32)),
+        zero_b: Some(&dense(&[n], scalar)),
+        epilogue: None,
+        out: &dense(&[batch, m, n], Scalar::I32),
+    }
+    .launch(limits)
+    .unwrap();
+    let mut expected = vec![];
+    for (u, i, j) in (0..batch).flat_map(|u| (0..m).flat_map(move |i| (0..n).map(move |j| (u, i, j)))) {
+        let at = |p: u32| {
+            let left = a[((u * m + i) * k + p) as usize] - zero_a[u as usize];
+            left * (b[((u * k + p) * n + j) as usize] - zero_b[j as usize])
+        };
+        expected.push((0..k).map(at).sum::<i32>() as u32);
+    }
+    let words = |v: &[i32]| v.iter().map(|x| *x as u32).collect::<Vec<u32>>();
+    let (a, zero_a) = (words(&a), words(&zero_a));
+    let out = gpu.run_one(&launch, &[&a, &b_words, &zero_a, &zero_b_words], expected.len());
+    assert_eq!(out, expected);
+}
+
 /// `[batch, M, K]` by columns of a packed matrix that lies wider, with every operand of the epilogue or none.
-fn check_epilogue(m: u32, n: u32, start: u32, all: bool, activation: Activation) {
+fn check_epilogue(device: &Limits, [m, n, start]: [u32; 3], all: bool, activation: Activation) {
     let Some(gpu) = gpu() else { return };
     let (batch, k, wide) = (2u32, 19u32, 272u32);
     let mut random = Random::new(u64::from(m + n));
@@ -179,7 +207,7 @@ fn check_epilogue(m: u32, n: u32, start: u32, all: bool, activation: Activation)
         .launch(limits)
     };
     assert_eq!(launch(&limits()).is_err(), all, "eight buffers");
-    let launch = launch(&Limits { max_storage_buffers: 9, ..limits() }).unwrap();
+    let launch = launch(&Limits { max_storage_buffers: 9, ..device.clone() }).unwrap();
     if !gpu.binds(&launch) {
         return;
     }
@@ -217,10 +245,13 @@ fn check_epilogue(m: u32, n: u32, start: u32, all: bool, activation: Activation)
 
 #[test]
 fn floats_are_made_of_the_sums() {
-    for (m, n, start) in [(1, 4, 0), (1, 255, 4), (3, 256, 8), (4, 257, 12), (5, 260, 3), (9, 5, 4)] {
-        check_epilogue(m, n, start, true, Activation::None);
-        check_epilogue(m, n, start, true, Activation::Relu);
-        check_epilogue(m, n, start, false, Activation::None);
+    let Some(gpu) = gpu() else { return };
+    for sizes in [[1, 4, 0], [1, 255, 4], [3, 256, 8], [4, 257, 12], [5, 260, 3], [8, 31, 0], [9, 33, 4]] {
+        for device in [limits(), gpu.limits()] {
+            check_epilogue(&device, sizes, true, Activation::None);
+            check_epilogue(&device, sizes, true, Activation::Relu);
+            check_epilogue(&device, sizes, false, Activation::None);
+        }
     }
 }
 
