@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use snlp::language::decoder::Stepper;
+use snlp::onnx::Model;
 use snlp::samples::sample_sizes;
 use snlp::shapes::Shape;
 use snlp::source::{Source, parse_plan};
@@ -93,4 +94,16 @@ fn a_parallel_step_of_32_layers_is_a_third_of_the_sequential_one() {
         let parallel = count(&step(&source, "s8 12xF2", 1));
         assert!(3 * parallel <= sequential, "{style}: {parallel} of {sequential}");
     }
+}
+
+#[test]
+fn a_dynamically_quantised_layer_is_eleven_dispatches() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/gpt2-tiny-int8/model.onnx");
+    let source = Source::of(&path, Model::read(&path).expect("read")).expect("clean");
+    // Two norms, the attention, four quantisations and four products.
+    let plan = forward(&source, "sequential", 16);
+    assert!(count(&plan) <= 4 * 11 + 6, "{}", plan.dump());
+    // As many for all units at once, and their correction.
+    let plan = forward(&source, "4xF1[k=1]", 16);
+    assert!(count(&plan) <= 11 + 7, "{}", plan.dump());
 }

@@ -61,6 +61,24 @@ fn quantised_weights() {
 }
 
 #[test]
+fn dynamically_quantised_products() {
+    for (units, rows) in [(None, 1), (None, 5), (None, 1000), (Some(3), 1), (Some(3), 7)] {
+        let lead: Vec<usize> = units.into_iter().collect();
+        let of = |seed, columns| noise(seed, &[&lead[..], &[rows, columns]].concat());
+        let inputs = [input("x", of(3, 24)), input("residual", of(4, 20))];
+        let (g, on_the_way) = projections(units, rows);
+        agrees(&g, &inputs, 2e-4);
+        if rows < 6 {
+            for v in on_the_way {
+                let mut g = g.clone();
+                g.add_output("besides", v);
+                agrees(&g, &inputs, 2e-4);
+            }
+        }
+    }
+}
+
+#[test]
 fn batched_units() {
     let w = layers(3, 12);
     for sum in [true, false] {

@@ -387,6 +387,31 @@ fn quantised_weights_stay_quantised() {
     assert_eq!((kernels("matmul"), kernels("matmul_integer"), kernels("gather")), (1, 1, 2), "{}", p.dump());
 }
 
+#[test]
+fn a_dynamically_quantised_product_is_one_dispatch_behind_its_quantisation() {
+    let most = Limits { max_storage_buffers: 16, ..limits() };
+    let count = |g: &Graph, device: &Limits| {
+        let p = plan(validate(g).unwrap(), device, &Options::default()).unwrap();
+        check(&p);
+        p.stats().dispatches
+    };
+    for units in [None, Some(3)] {
+        let (g, on_the_way) = projections(units, 5);
+        assert_eq!(count(&g, &most), 1 + 3, "{}", planned(&g).dump());
+        // A large activation is quantised in two.
+        assert_eq!(count(&projections(units, 1000).0, &most), 2 + 3);
+        // Where a dispatch binds no more, the residual is added by another one.
+        assert_eq!(count(&g, &Limits { max_storage_buffers: 8, ..most.clone() }), 1 + 3 + 1);
+        // What something else reads has a dispatch of its own.
+        for v in on_the_way {
+            let mut g = g.clone();
+            g.add_output("besides", v);
+            let found = count(&g, &most);
+            assert!(found > 1 + 3 && found <= 1 + 3 + 3, "{found}");
+        }
+    }
+}
+
 /// Dispatches of attentions and what makes their operands ready, by kernel.
 fn around_attention(g: &Graph, states: Vec<(String, String)>, device: &Limits) -> BTreeMap<String, usize> {
     let options = Options { states, ..Options::default() };

@@ -21,6 +21,7 @@ mod attention;
 mod attention_step;
 mod conv;
 mod correction;
+mod dynamic_quantize;
 mod elementwise;
 mod gather;
 mod heads;
@@ -47,6 +48,7 @@ pub use attention::{Attention, MAX_HEAD, Variant as AttentionVariant};
 pub use attention_step::{AttentionStep, MAX_STEP, Ready};
 pub use conv::Conv;
 pub use correction::Correction;
+pub use dynamic_quantize::DynamicQuantize;
 pub use elementwise::Elementwise;
 pub use gather::{Bounds, Gather, GatherKind, Scatter};
 pub use heads::{HeadNorm, HeadPart, Heads};
@@ -54,7 +56,7 @@ pub use layout::MAX_RANK;
 pub use matmul::{
     Activation, Coding, MAX_PARTS, Matmul, Part, RowNorm, Variant as MatmulVariant, cooperates, takes_norm,
 };
-pub use matmul_integer::MatmulInteger;
+pub use matmul_integer::{Epilogue, MatmulInteger};
 pub use norm::{Norm, NormKind};
 pub use program::{
     ElementOp, MAX_CONSTANTS, MAX_INDICES, MAX_INPUTS, MAX_RESULTS, MAX_STEPS, Program, Reg, Step, arity,

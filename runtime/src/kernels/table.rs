@@ -37,6 +37,7 @@ pub const SOURCES: &[Source] = sources![
     "attention_step",
     "conv",
     "correction",
+    "dynamic_quantize",
     "elementwise",
     "gather",
     "heads",

@@ -109,6 +109,7 @@ fn device_runs(op: &Op) -> bool {
             | Op::Trilu { .. }
             | Op::Quantize { .. }
             | Op::Dequantize { .. }
+            | Op::DynamicQuantize { .. }
             | Op::MatMul
             | Op::MatMulInteger
             | Op::Gemm { .. }

@@ -265,6 +265,45 @@ pub fn quantised() -> Graph {
     g
 }
 
+/// Three projections of one activation as dynamic quantisation leaves them, in units that each have a range of
+/// their own where there are any; the first one with a function and a summand. Besides, what the first one computes
+/// on its way: sum, floats, scale and scaled floats.
+pub fn projections(units: Option<usize>, rows: usize) -> (Graph, Vec<ValueId>) {
+    let mut g = Graph::new("projections");
+    let of = |sizes: &[usize]| units.iter().chain(sizes).copied().collect::<Vec<_>>();
+    let x = float_input(&mut g, "x", known(&of(&[rows, 24])));
+    let lead = usize::from(units.is_some());
+    let id = g.add_node(Op::DynamicQuantize { axes: vec![lead, lead + 1] }, vec![Some(x)], 3, "").unwrap();
+    let [q, scale, zero] = g.node(id).unwrap().outputs[..] else { panic!("three results") };
+    let spread = |g: &mut Graph, v, axes: &[usize]| match units {
+        Some(_) => add(g, Op::Unsqueeze { axes: axes.to_vec() }, &[v]),
+        None => v,
+    };
+    let (scale, zero) = (spread(&mut g, scale, &[1]), spread(&mut g, zero, &[1, 2]));
+    let mut on_the_way = vec![];
+    for seed in 0..3 {
+        let columns = 20 + 2 * seed as usize;
+        let bytes = |shape: &[usize]| Tensor::from_vec(shape.to_vec(), codes(shape)).unwrap();
+        let (b, zeros) = (g.constant(bytes(&of(&[24, columns]))), g.constant(bytes(&[columns])));
+        let factors = g.constant(noise(seed + 1, &of(&[columns])));
+        let factor = binary(&mut g, Binary::Mul, scale, factors);
+        let factor = spread(&mut g, factor, &[1]);
+        let sum = add(&mut g, Op::MatMulInteger, &[q, b, zero, zeros]);
+        let floats = add(&mut g, Op::Cast { to: DType::F32 }, &[sum]);
+        let scaled = binary(&mut g, Binary::Mul, floats, factor);
+        let bias = g.constant(noise(seed + 4, &[columns]));
+        let mut y = binary(&mut g, Binary::Add, scaled, bias);
+        if seed == 0 {
+            y = add(&mut g, Op::Unary(Unary::GeluTanh), &[y]);
+            let residual = float_input(&mut g, "residual", known(&of(&[rows, columns])));
+            y = binary(&mut g, Binary::Add, residual, y);
+            on_the_way = vec![sum, floats, factor, scaled];
+        }
+        g.add_output(&format!("y{seed}"), y);
+    }
+    (g, on_the_way)
+}
+
 /// Attention as decoders have it.
 #[derive(Clone)]
 pub struct Cached {

@@ -22,7 +22,7 @@ pub enum Quantization {
     Plain,
     /// The standard operators of an opset, in the forms that ONNX Runtime takes.
     Onnx(i64),
-    /// `Quantize`, `Dequantize` and `MatMulInteger` in every form.
+    /// `Quantize`, `Dequantize` and `MatMulInteger` in every form, and `DynamicQuantize` of f32.
     Every,
 }
 
@@ -421,8 +421,12 @@ pub(super) fn dynamic(
     let Some(node) = graph.node(id).cloned() else { return Ok(vec![]) };
     let (Op::DynamicQuantize { axes }, Some(x)) = (&node.op, node.input(0)) else { return Ok(vec![]) };
     let Some(ty) = graph.ty(x).cloned() else { return Ok(vec![]) };
-    let standard = ty.dtype == DType::F32 && axes.len() == ty.rank();
-    if standard && matches!(dialect.quantization, Quantization::Onnx(_)) {
+    let stands = match dialect.quantization {
+        Quantization::Plain => false,
+        Quantization::Onnx(_) => axes.len() == ty.rank(),
+        Quantization::Every => true,
+    };
+    if stands && ty.dtype == DType::F32 {
         return Ok(vec![]);
     }
     let zero = graph.float_scalar(ty.dtype, 0.0);

@@ -451,7 +451,8 @@ fn dynamic_quantisation_per_layer_is_exact_in_every_dialect() {
         let mut out = g.clone();
         lower(&mut out, &dialect).unwrap();
         assert_same(&g, &out, 0.0);
-        assert_eq!(count(&out, "DynamicQuantizeLinear"), 0);
+        let stands = usize::from(dialect == Dialect::runtime());
+        assert_eq!(count(&out, "DynamicQuantizeLinear"), stands);
     }
     let onnx = lowered(&g, &Dialect::onnx(17));
     // No product has a zero point of `a`; those of `b` are as they were.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod attention_step;
+mod dynamic_quantize;
 mod elementwise;
 mod heads;
 mod indexing;

@@ -2,8 +2,8 @@
 
 use super::super::testing::{Random, bits, close, dense, f32s, gpu, hardware, limits};
 use super::super::{
-    Bounds, Coding, ElementOp, Elementwise, Gather, GatherKind, Limits, Matmul, MatmulInteger, MatmulVariant,
-    Operand, Part, Program, Reg, Scalar, View,
+    Activation, Bounds, Coding, ElementOp, Elementwise, Epilogue, Gather, GatherKind, Limits, Matmul,
+    MatmulInteger, MatmulVariant, Operand, Part, Program, Reg, Scalar, View,
 };
 
 /// Integers of a form, and the words in which they lie.
@@ -128,36 +128,152 @@ fn blocks_must_be_powers_of_two() {
 #[test]
 fn integer_products_are_exact() {
     let Some(gpu) = gpu() else { return };
-    for (m, n, k, scalar) in
-        [(1u32, 5u32, 300u32, Scalar::I8), (9, 65, 7, Scalar::I8), (6, 257, 16, Scalar::I8)]
-    {
-        let batch = 3u32;
-        let mut random = Random::new(u64::from(m));
-        let (a, _) = integers(&mut random, (batch * m * k) as usize, Scalar::U8);
-        let (b, b_words) = integers(&mut random, (batch * k * n) as usize, scalar);
-        let (zero_a, _) = integers(&mut random, batch as usize, Scalar::U8);
-        let (zero_b, zero_b_words) = integers(&mut random, n as usize, scalar);
-        let launch = MatmulInteger {
+    for (m, n, k, scalar) in [
+        (1u32, 5u32, 300u32, Scalar::I8),
+        (9, 65, 7, Scalar::I8),
+        (6, 257, 16, Scalar::I8),
+        (5, 260, 9, Scalar::I8),
+        (1, 4, 33, Scalar::U8),
+        (4, 256, 5, Scalar::U8),
+        (8, 31, 255, Scalar::U8),
+        (17, 33, 513, Scalar::I8),
+    ] {
+        check_integers(&limits(), [m, n, k], scalar);
+        // With subgroups, where there are any.
+        check_integers(&gpu.limits(), [m, n, k], scalar);
+    }
+    // The largest products of all, more of them than a float counts.
+    for (a, b, zero) in [(255, -128, 0), (0, -128, 255), (255, 127, 0)] {
+        let k = 1000;
+        for limits in [limits(), gpu.limits()] {
+            let launch = MatmulInteger {
+                a: &dense(&[5, k], Scalar::I32),
+                b: &dense(&[k, 4], Scalar::I8),
+                zero_a: Some(&dense(&[1, 1], Scalar::I32)),
+                zero_b: None,
+                epilogue: None,
+                out: &dense(&[5, 4], Scalar::I32),
+            }
+            .launch(&limits)
+            .unwrap();
+            let words = vec![u32::from_ne_bytes([b as i8 as u8; 4]); k as usize];
+            let out = gpu.run_one(&launch, &[&vec![a as u32; 5 * k as usize], &words, &[zero as u32]], 20);
+            assert_eq!(out, vec![((a - zero) * b * k as i32) as u32; 20]);
+        }
+    }
+}
+
+fn check_integers(limits: &Limits, [m, n, k]: [u32; 3], scalar: Scalar) {
+    let Some(gpu) = gpu() else { return };
+    let batch = 3u32;
+    let mut random = Random::new(u64::from(m));
+    let (a, _) = integers(&mut random, (batch * m * k) as usize, Scalar::U8);
+    let (b, b_words) = integers(&mut random, (batch * k * n) as usize, scalar);
+    let (zero_a, _) = integers(&mut random, batch as usize, Scalar::U8);
+    let (zero_b, zero_b_words) = integers(&mut random, n as usize, scalar);
+    let launch = MatmulInteger {
+        a: &dense(&[batch, m, k], Scalar::I32),
+        b: &dense(&[batch, k, n], scalar),
+        zero_a: Some(&dense(&[batch, 1, 1], Scalar::I32)),
+        zero_b: Some(&dense(&[n], scalar)),
+        epilogue: None,
+        out: &dense(&[batch, m, n], Scalar::I32),
+    }
+    .launch(limits)
+    .unwrap();
+    let mut expected = vec![];
+    for (u, i, j) in (0..batch).flat_map(|u| (0..m).flat_map(move |i| (0..n).map(move |j| (u, i, j)))) {
+        let at = |p: u32| {
+            let left = a[((u * m + i) * k + p) as usize] - zero_a[u as usize];
+            left * (b[((u * k + p) * n + j) as usize] - zero_b[j as usize])
+        };
+        expected.push((0..k).map(at).sum::<i32>() as u32);
+    }
+    let words = |v: &[i32]| v.iter().map(|x| *x as u32).collect::<Vec<u32>>();
+    let (a, zero_a) = (words(&a), words(&zero_a));
+    let out = gpu.run_one(&launch, &[&a, &b_words, &zero_a, &zero_b_words], expected.len());
+    assert_eq!(out, expected);
+}
+
+/// `[batch, M, K]` by columns of a packed matrix that lies wider, with every operand of the epilogue or none.
+fn check_epilogue(device: &Limits, [m, n, start]: [u32; 3], all: bool, activation: Activation) {
+    let Some(gpu) = gpu() else { return };
+    let (batch, k, wide) = (2u32, 19u32, 272u32);
+    let mut random = Random::new(u64::from(m + n));
+    let (a, _) = integers(&mut random, (batch * m * k) as usize, Scalar::U8);
+    let (b, b_words) = integers(&mut random, (batch * k * wide) as usize, Scalar::U8);
+    let (zero_a, _) = integers(&mut random, batch as usize, Scalar::U8);
+    let (zero_b, zero_b_words) = integers(&mut random, n as usize, Scalar::U8);
+    let scale: Vec<f32> = random.floats(batch as usize).iter().map(|s| s * 1e-2).collect();
+    let (columns, bias) = (random.floats((batch * n) as usize), random.floats(n as usize));
+    let residual = random.floats((batch * m * n) as usize);
+    let right = View { shape: vec![batch, k, n], strides: vec![k * wide, wide, 1], offset: start };
+    let [per_batch, per_column] = [&[batch, 1, 1], &[batch, 1, n]].map(|shape| dense(shape, Scalar::F32));
+    let (row, whole) = (dense(&[n], Scalar::F32), dense(&[batch, m, n], Scalar::F32));
+    let (zero, zeros) = (dense(&[batch, 1, 1], Scalar::I32), dense(&[n], Scalar::U8));
+    let launch = |limits: &Limits| {
+        MatmulInteger {
             a: &dense(&[batch, m, k], Scalar::I32),
-            b: &dense(&[batch, k, n], scalar),
-            zero_a: Some(&dense(&[batch, 1, 1], Scalar::I32)),
-            zero_b: Some(&dense(&[n], scalar)),
-            out: &dense(&[batch, m, n], Scalar::I32),
+            b: &Operand { view: right.clone(), scalar: Scalar::U8 },
+            zero_a: Some(&zero),
+            zero_b: all.then_some(&zeros),
+            epilogue: Some(Epilogue {
+                scales: [Some(&per_batch), all.then_some(&per_column)],
+                bias: all.then_some(&row),
+                activation,
+                alpha: if all { 0.5 } else { 1.0 },
+                residual: all.then_some(&whole),
+            }),
+            out: &whole,
         }
-        .launch(&limits())
-        .unwrap();
-        let mut expected = vec![];
-        for (u, i, j) in (0..batch).flat_map(|u| (0..m).flat_map(move |i| (0..n).map(move |j| (u, i, j)))) {
-            let at = |p: u32| {
-                let left = a[((u * m + i) * k + p) as usize] - zero_a[u as usize];
-                left * (b[((u * k + p) * n + j) as usize] - zero_b[j as usize])
-            };
-            expected.push((0..k).map(at).sum::<i32>() as u32);
+        .launch(limits)
+    };
+    assert_eq!(launch(&limits()).is_err(), all, "eight buffers");
+    let launch = launch(&Limits { max_storage_buffers: 9, ..device.clone() }).unwrap();
+    if !gpu.binds(&launch) {
+        return;
+    }
+    let mut expected = vec![];
+    for (u, i, j) in (0..batch).flat_map(|u| (0..m).flat_map(move |i| (0..n).map(move |j| (u, i, j)))) {
+        let at = |p: u32| {
+            let left = a[((u * m + i) * k + p) as usize] - zero_a[u as usize];
+            let taken = if all { zero_b[j as usize] } else { 0 };
+            left * (b[((u * k + p) * wide + start + j) as usize] - taken)
+        };
+        let sum = (0..k).map(at).sum::<i32>() as f32;
+        let mut value = sum * scale[u as usize];
+        if all {
+            value = sum * (scale[u as usize] * columns[(u * n + j) as usize]) + bias[j as usize];
         }
-        let words = |v: &[i32]| v.iter().map(|x| *x as u32).collect::<Vec<u32>>();
-        let (a, zero_a) = (words(&a), words(&zero_a));
-        let out = gpu.run_one(&launch, &[&a, &b_words, &zero_a, &zero_b_words], expected.len());
-        assert_eq!(out, expected);
+        if activation == Activation::Relu {
+            value = value.max(0.0);
+        }
+        if all {
+            value = value * 0.5 + residual[((u * m + i) * n + j) as usize];
+        }
+        expected.push(value);
+    }
+    let words = |v: &[i32]| v.iter().map(|x| *x as u32).collect::<Vec<u32>>();
+    let (a, zero_a) = (words(&a), words(&zero_a));
+    let floats = [&scale, &columns, &bias, &residual].map(|f| bits(f));
+    let [scale, columns, bias, residual] = floats.each_ref();
+    let reads: &[&[u32]] = if all {
+        &[&a, &b_words, &zero_a, &zero_b_words, scale, columns, bias, residual]
+    } else {
+        &[&a, &b_words, &zero_a, scale]
+    };
+    close(&f32s(&gpu.run_one(&launch, reads, expected.len())), &expected, 1e-6, 1e-6);
+}
+
+#[test]
+fn floats_are_made_of_the_sums() {
+    let Some(gpu) = gpu() else { return };
+    for sizes in [[1, 4, 0], [1, 255, 4], [3, 256, 8], [4, 257, 12], [5, 260, 3], [8, 31, 0], [9, 33, 4]] {
+        for device in [limits(), gpu.limits()] {
+            check_epilogue(&device, sizes, true, Activation::None);
+            check_epilogue(&device, sizes, true, Activation::Relu);
+            check_epilogue(&device, sizes, false, Activation::None);
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use snlp_passes::eval::eval_op;
 use snlp_passes::ir::{Binary, Node, NodeId, Op, Reduce, Tensor, Unary, ValueId};
 
 use super::group::Group;
+use super::integer::Factor;
 use super::sinkhorn::Balance;
 use super::{Lowering, elementwise, heads};
 use crate::kernels::{Activation, NormKind};
@@ -22,8 +23,10 @@ use crate::kernels::{Activation, NormKind};
 /// A matrix product with what is computed in the same dispatch.
 #[derive(Clone, Debug)]
 pub(super) struct Product {
-    /// The MatMul or Gemm.
+    /// The MatMul, Gemm or MatMulInteger.
     pub node: NodeId,
+    /// What makes floats of a product of integers.
+    pub scales: Vec<Factor>,
     /// The first and the number of those of its columns that are computed; all of them by default.
     pub columns: Option<(u32, u32)>,
     /// Axes of its result that are summed over.
@@ -145,6 +148,7 @@ impl Lowering<'_> {
                 Op::MatMul => None,
                 Op::Gemm { alpha, beta, .. } if *alpha == 1.0 && *beta == 1.0 => node.input(2),
                 Op::Gemm { beta, .. } if *beta == 0.0 || node.input(2).is_none() => None,
+                Op::MatMulInteger if self.options.fuse => None,
                 _ => continue,
             };
             if self.placement.host[id.index()] {
@@ -152,6 +156,7 @@ impl Lowering<'_> {
             }
             let mut product = Product {
                 node: *id,
+                scales: vec![],
                 columns: None,
                 contract: vec![],
                 bias: gemm_bias.map(|v| Addend { what: Added::Value(v), like: node.outputs[0] }),
@@ -160,6 +165,9 @@ impl Lowering<'_> {
                 residual: None,
                 out: node.outputs[0],
             };
+            if node.op == Op::MatMulInteger && !self.scale_product(&mut product) {
+                continue;
+            }
             if self.options.fuse {
                 self.grow_product(&mut product);
             }
@@ -272,7 +280,7 @@ impl Lowering<'_> {
         }
         let mut at = product.out;
         let mut reshaped = false;
-        let mut passed: Vec<NodeId> = vec![product.node];
+        let mut passed: Vec<NodeId> = self.graph.producer(at).into_iter().collect();
         while let Some(id) = self.only_user(at) {
             let Some(node) = self.graph.node(id) else { return };
             // Two products may meet in one Add: the first takes it.
@@ -291,7 +299,7 @@ impl Lowering<'_> {
                     continue;
                 }
                 Op::Reduce { op: Reduce::Sum, axes, keepdims }
-                    if product.contract.is_empty() && product.is_affine() =>
+                    if product.contract.is_empty() && product.is_affine() && product.scales.is_empty() =>
                 {
                     if !self.are_batch_axes(product.node, at, axes, reshaped) {
                         return;
@@ -306,7 +314,9 @@ impl Lowering<'_> {
                     }
                     product.contract = axes.clone();
                 }
-                Op::Binary(Binary::Add) if same_shape && node.input(0) != node.input(1) => {
+                Op::Binary(Binary::Add)
+                    if same_shape && node.input(0) != node.input(1) && self.has_room_to_add(product) =>
+                {
                     let other = if node.input(0) == Some(at) { node.input(1) } else { node.input(0) };
                     let added = other.map(|v| Addend { what: Added::Value(v), like: out });
                     if product.bias.is_none() && product.is_biased() {

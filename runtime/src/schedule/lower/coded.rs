@@ -9,7 +9,7 @@
 use snlp_passes::ir::{Blocks, Node, Op, ValueId};
 
 use super::{Done, Failure, Located, Lowering, unsupported};
-use crate::kernels::{Bounds, ElementOp, Gather, GatherKind, MatmulInteger, Program, Reg, Scalar, View};
+use crate::kernels::{Bounds, ElementOp, Gather, GatherKind, Program, Reg, Scalar, View};
 use crate::schedule::views;
 
 /// Integers with what they stand for, instead of the floats.
@@ -298,34 +298,5 @@ impl Lowering<'_> {
         let spread = |at: &Located| seen(at, views::unsqueeze(&at.view, &[blocks.axis + 1]));
         let zero = coded.zero.as_ref().and_then(spread);
         Ok([x, spread(&coded.scale), zero, seen(out, views::reshape(&out.view, &shape))])
-    }
-
-    /// A product of integers.
-    pub(super) fn integer_product(&mut self, node: &Node) -> Done {
-        let name = self.name(node);
-        let [Some(a), Some(b)] = [node.input(0), node.input(1)] else {
-            return unsupported("an operand is missing");
-        };
-        let (a, b) = (self.matrix(a)?, self.matrix(b)?);
-        let zero_a = node.input(2).map(|v| self.matrix(v)).transpose()?;
-        let zero_b = node.input(3).map(|v| self.matrix(v)).transpose()?;
-        let out = self.result(node.outputs[0])?;
-        if !out.view.is_empty() {
-            let (a, b, to) = (self.bind(&a)?, self.bind(&b)?, self.bind(&out)?);
-            let zero_a = zero_a.as_ref().map(|z| self.bind(z)).transpose()?;
-            let zero_b = zero_b.as_ref().map(|z| self.bind(z)).transpose()?;
-            let launch = MatmulInteger {
-                a: &a.operand,
-                b: &b.operand,
-                zero_a: zero_a.as_ref().map(|z| &z.operand),
-                zero_b: zero_b.as_ref().map(|z| &z.operand),
-                out: &to.operand,
-            }
-            .launch(self.limits)?;
-            let bound = [&a, &b, zero_a.as_ref().unwrap_or(&a), zero_b.as_ref().unwrap_or(&a), &to];
-            self.emit(&name, launch, &bound)?;
-        }
-        self.set(node.outputs[0], out);
-        Ok(())
     }
 }

@@ -14,19 +14,38 @@ use crate::schedule::views;
 /// the result's shape.
 #[derive(Clone)]
 pub(super) struct Operands {
-    a: Located,
-    b: Located,
+    pub a: Located,
+    pub b: Located,
     /// What the integers of `b` stand for, where it is quantised.
     code: Option<Code>,
-    out: Located,
-    bias: Option<Located>,
+    pub out: Located,
+    pub bias: Option<Located>,
     activation: Activation,
     alpha: f32,
-    residual: Option<Located>,
+    pub residual: Option<Located>,
     contract: usize,
     accumulate: bool,
     /// The result as its readers see it.
     pub made: Located,
+}
+
+impl Operands {
+    /// Nothing but a product.
+    pub(super) fn plain(a: Located, b: Located, code: Option<Code>, out: Located) -> Self {
+        Operands {
+            a,
+            b,
+            code,
+            out: out.clone(),
+            bias: None,
+            activation: Activation::None,
+            alpha: 1.0,
+            residual: None,
+            contract: 0,
+            accumulate: false,
+            made: out,
+        }
+    }
 }
 
 fn view(at: &Located, view: Option<View>) -> Done<Located> {
@@ -61,6 +80,9 @@ impl Lowering<'_> {
             return self.scaled_gemm(&name, last);
         };
         let Some(node) = self.graph.node(product.node) else { return Ok(()) };
+        if node.op == Op::MatMulInteger {
+            return self.scaled_product(&name, node, &product);
+        }
         if let Op::Gemm { alpha, .. } = &node.op
             && *alpha != 1.0
         {
@@ -363,22 +385,7 @@ impl Lowering<'_> {
         let (a, b, code) = self.factors(node, a, b)?;
         let out = self.result(node.outputs[0])?;
         let raw = self.fresh(&out.view.shape.clone(), out.scalar);
-        self.multiply(
-            name,
-            &Operands {
-                a,
-                b,
-                code,
-                out: raw.clone(),
-                bias: None,
-                activation: Activation::None,
-                alpha: 1.0,
-                residual: None,
-                contract: 0,
-                accumulate: false,
-                made: raw.clone(),
-            },
-        )?;
+        self.multiply(name, &Operands::plain(a, b, code, raw.clone()))?;
         let mut inputs = vec![raw];
         let mut program = Program::new(1);
         let factor = program.float(alpha);

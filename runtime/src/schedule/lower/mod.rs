@@ -10,6 +10,7 @@ mod coded;
 mod elementwise;
 mod group;
 mod heads;
+mod integer;
 mod linear;
 mod reshape;
 mod rows;
@@ -274,6 +275,7 @@ impl<'g> Lowering<'g> {
                 self.dequantize(node, *blocks)
             }
             Op::MatMulInteger => self.integer_product(node),
+            Op::DynamicQuantize { axes } => self.dynamic_quantize(node, axes),
             op if chain::is_elementwise(op) => self.elementwise(id),
             Op::MatMul | Op::Gemm { .. } => self.product(id, node),
             Op::Identity
