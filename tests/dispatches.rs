@@ -18,11 +18,15 @@ fn source(layers: usize, style: &str) -> Source {
     Source::of(Path::new("shape"), shape.model().expect("built")).expect("clean")
 }
 
-/// A step of `tokens` behind caches.
+/// A step of `tokens` behind caches of 64 rows.
 fn step(source: &Source, plan: &str, tokens: usize) -> Plan {
+    step_within(source, plan, tokens, 64)
+}
+
+fn step_within(source: &Source, plan: &str, tokens: usize, room: usize) -> Plan {
     let one = source.of_one_sequence().expect("takes one sequence");
     let placed = one.place(&parse_plan(plan).expect("a plan")).expect("fits");
-    let (stepper, why) = Stepper::new(&one, &placed, 64).expect("applies");
+    let (stepper, why) = Stepper::new(&one, &placed, room).expect("applies");
     assert!(why.is_none(), "{why:?}");
     let sizes = sample_sizes(&stepper.graph, tokens + stepper.lookback().expect("cached"));
     schedule_at(&stepper.graph, &sizes, &stepper.states).expect("a schedule")
@@ -46,6 +50,14 @@ fn a_sequential_layer_is_five_dispatches_in_a_step() {
         assert_eq!(count(&many) - count(&few), 4 * 5, "{style}\n{}", few.dump());
         // What stands around the layers: embedding, positions, head.
         assert!(count(&few) <= 2 * 5 + 4, "{style}\n{}", few.dump());
+    }
+}
+
+#[test]
+fn the_keys_of_a_long_cache_are_shared_out_and_merged() {
+    for style in STYLES {
+        let of = |layers| count(&step_within(&source(layers, style), "sequential", 1, 4096));
+        assert_eq!(of(6) - of(2), 4 * 6, "{style}");
     }
 }
 

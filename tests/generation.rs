@@ -78,15 +78,19 @@ impl Forward for OnGpu {
     }
 }
 
-fn gpu(stepper: &Stepper) -> Option<OnGpu> {
+/// The first adapter with the kernels that suit it, and with those for hardware.
+fn gpus(stepper: &Stepper) -> Vec<OnGpu> {
     if adapters().is_empty() {
         assert!(std::env::var_os("REQUIRE_GPU").is_none(), "REQUIRE_GPU is set, but there is no adapter");
         eprintln!("skipped on the GPU: there is no adapter");
-        return None;
+        return vec![];
     }
-    let gpu = Gpu::open(&AdapterChoice::any()).expect("opens");
-    let options = Options { states: stepper.states.clone(), ..Options::default() };
-    Some(OnGpu(Session::new(&gpu, stepper.graph.clone(), options).expect("is valid")))
+    let open = |hardware_kernels| {
+        let gpu = Gpu::open(&AdapterChoice { hardware_kernels, ..AdapterChoice::any() }).expect("opens");
+        let options = Options { states: stepper.states.clone(), ..Options::default() };
+        OnGpu(Session::new(&gpu, stepper.graph.clone(), options).expect("is valid"))
+    };
+    vec![open(false), open(true)]
 }
 
 fn cached(source: &Source, plan: &str) -> Stepper {
@@ -136,9 +140,10 @@ fn check(fixture: &str, plans: &[&str]) {
         let expected = whole(&source, plan, &tokens);
         let scale = expected.iter().fold(1f32, |m, x| m.max(x.abs()));
         let plain = Plain::new(&stepper);
-        let on_gpu = gpu(&stepper);
+        let on_gpu = gpus(&stepper);
         let mut ways: Vec<(&str, &dyn Forward)> = vec![("evaluator", &plain)];
-        ways.extend(on_gpu.as_ref().map(|g| ("GPU", g as &dyn Forward)));
+        let names = ["GPU", "kernels for hardware"];
+        ways.extend(on_gpu.iter().zip(names).map(|(g, name)| (name, g as &dyn Forward)));
         for (way, forward) in ways {
             let found = in_pieces(&stepper, forward, &tokens);
             assert_eq!(found.len(), expected.len(), "{fixture} {plan} {way}");
@@ -229,9 +234,9 @@ fn warm_segments_start_from_the_token_before() {
         let expected = warm_reference(&source, iterations, &tokens);
         let scale = expected.iter().fold(1f32, |m, x| m.max(x.abs()));
         let plain = Plain::new(&stepper);
-        let on_gpu = gpu(&stepper);
+        let on_gpu = gpus(&stepper);
         let mut ways: Vec<&dyn Forward> = vec![&plain];
-        ways.extend(on_gpu.as_ref().map(|g| g as &dyn Forward));
+        ways.extend(on_gpu.iter().map(|g| g as &dyn Forward));
         for forward in ways {
             // A second sequence starts anew.
             for _ in 0..2 {

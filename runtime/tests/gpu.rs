@@ -21,13 +21,13 @@ fn close(actual: &Tensor, expected: &Tensor, tolerance: f64) {
     }
 }
 
-/// Runs a graph with and without fusion and compares with the evaluator.
+/// Runs a graph with and without fusion, on the kernels for software and for hardware, and compares with the evaluator.
 #[track_caller]
 fn agrees(g: &Graph, inputs: &[(String, Tensor)], tolerance: f64) {
-    let Some(gpu) = gpu() else { return };
+    let (Some(gpu), Some(hardware)) = (gpu(), gpu_as_hardware()) else { return };
     let expected = oracle(g, inputs);
-    for fuse in [true, false] {
-        let session = Session::new(&gpu, g.clone(), Options { fuse, ..Options::default() }).unwrap();
+    for (gpu, fuse) in [(&gpu, true), (&gpu, false), (&hardware, true)] {
+        let session = Session::new(gpu, g.clone(), Options { fuse, ..Options::default() }).unwrap();
         for _ in 0..2 {
             let actual = session.run(inputs).unwrap();
             assert_eq!(actual.len(), expected.len());

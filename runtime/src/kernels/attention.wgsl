@@ -61,12 +61,6 @@ override SAFE: bool = false;
 override SINKS: bool = false;
 override POSITION: bool = false;
 
-const LOWEST: f32 = -3.4028234e38;
-
-// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
-// alone decides a branch or the end of a loop, unless this is added to it.
-var<private> zero: u32;
-
 // Where one head of one batch element starts.
 struct Head {
     q: u32,
@@ -115,33 +109,6 @@ fn range(t: u32) -> vec2<u32> {
     return vec2<u32>(u32(first), u32(max(end, first)));
 }
 
-fn tanh_(x: f32) -> f32 {
-    let y = abs(x);
-    if (y < 0.25) {
-        let s = x * x;
-        return x * (1.0 + s * (-0.33333333 + s * (0.13333333 + s * (-0.053968254 + s * 0.021869488))));
-    }
-    let t = exp(-2.0 * min(y, 20.0));
-    return select((1.0 - t) / (1.0 + t), -(1.0 - t) / (1.0 + t), x < 0.0);
-}
-
-// The score of a dot product; LOWEST * 2, which is -inf, for excluded keys.
-fn score(product: f32, at: u32) -> f32 {
-    var s = product * p.scale;
-    if (SOFTCAP) { s = p.softcap * tanh_(s / p.softcap); }
-    if (FLOAT_MASK) { s += bitcast<f32>(mask[at]); }
-    if (BOOL_MASK && mask[at] == 0u) { s = minus_infinity(); }
-    return s;
-}
-
-// Not a constant expression, which may not be infinite.
-fn minus_infinity() -> f32 { return bitcast<f32>(0xff800000u + (p.heads & 0u)); }
-
-fn excluded(s: f32) -> bool { return bitcast<u32>(s) == 0xff800000u; }
-
-// exp of a non-positive number.
-fn exp_(x: f32) -> f32 { return select(exp(x), 0.0, x < -103.0); }
-
 fn load4_q(at: u32, c: u32) -> vec4<f32> {
     let i = vec4<u32>(c * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
     let j = at + min(i, vec4<u32>(p.d - 1u)) * p.q.z;
@@ -165,14 +132,6 @@ fn store4(at: u32, c: u32, value: vec4<f32>) {
     for (var i = 0u; i < 4u; i++) {
         if (c * 4u + i < p.e) { out[at + (c * 4u + i) * p.out.z] = value[i]; }
     }
-}
-
-// What the sum of weights, which are relative to the largest score, divides by: nothing seen makes zero or
-// NaN.
-fn divisor(total: f32, seen: bool, most: f32, sink: u32) -> f32 {
-    if (SINKS) { return select(0.0, 1.0 / (total + exp(min(sinks[sink] - most, 88.0))), seen); }
-    if (seen) { return 1.0 / total; }
-    return bitcast<f32>(select(0x7fc00000u, 0u, SAFE) + (p.heads & 0u));
 }
 
 @compute @workgroup_size(WG)

@@ -99,12 +99,6 @@ override FOURS: bool = false;
 // Invocations that make a row ready together.
 const LANES: u32 = 32u;
 
-const LOWEST: f32 = -3.4028234e38;
-
-// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
-// alone decides a branch or the end of a loop, unless this is added to it.
-var<private> zero: u32;
-
 // Rows before the attention: the query, then the new keys.
 override ROWS: u32 = T + 1u;
 override PARTIALS: u32 = ROWS * LANES;
@@ -320,44 +314,6 @@ fn keys_of(at: Place) -> Keys {
     return Keys(u32(first), u32(clamp(at.position, first, end)), u32(end));
 }
 
-fn tanh_(x: f32) -> f32 {
-    let y = abs(x);
-    if (y < 0.25) {
-        let s = x * x;
-        return x * (1.0 + s * (-0.33333333 + s * (0.13333333 + s * (-0.053968254 + s * 0.021869488))));
-    }
-    let t = exp(-2.0 * min(y, 20.0));
-    return select((1.0 - t) / (1.0 + t), -(1.0 - t) / (1.0 + t), x < 0.0);
-}
-
-// The score of a dot product; -inf for excluded keys.
-fn score(product: f32, at: u32) -> f32 {
-    var s = product * p.scale;
-    if (SOFTCAP) { s = p.softcap * tanh_(s / p.softcap); }
-    if (FLOAT_MASK) { s += bitcast<f32>(mask[at]); }
-    if (BOOL_MASK && mask[at] == 0u) { s = minus_infinity(); }
-    return s;
-}
-
-// Not a constant expression, which may not be infinite.
-fn minus_infinity() -> f32 { return bitcast<f32>(0xff800000u + (p.heads & 0u)); }
-
-fn excluded(s: f32) -> bool { return bitcast<u32>(s) == 0xff800000u; }
-
-// exp of a non-positive number.
-fn exp_(x: f32) -> f32 { return select(exp(x), 0.0, x < -103.0); }
-
-// What the sum of weights, which are relative to the largest score, divides by: nothing seen makes zero or
-// NaN.
-fn divisor(total: f32, seen: bool, most: f32, at: Place) -> f32 {
-    if (SINKS) {
-        let sink = sinks[start(SINK, at.batch, at.head, at.t)];
-        return select(0.0, 1.0 / (total + exp(min(sink - most, 88.0))), seen);
-    }
-    if (seen) { return 1.0 / total; }
-    return bitcast<f32>(select(0x7fc00000u, 0u, SAFE) + (p.heads & 0u));
-}
-
 // Eight invocations add up products of a key, so that they read neighbouring columns; padded to nine.
 override PRODUCTS: u32 = 9u * WG;
 var<workgroup> products: array<f32, PRODUCTS>;
@@ -470,7 +426,7 @@ fn by_group(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
             if (l + WG < E) { shares[to + 2u + l + WG] = sum.y; }
             return;
         }
-        let factor = divisor(total, total != 0.0, most, at);
+        let factor = divisor(total, total != 0.0, most, start(SINK, at.batch, at.head, at.t));
         let to = start(OUT, at.batch, at.head, at.t);
         let along = p.views[OUT].tail.z;
         out[to + l * along] = sum.x * factor;
@@ -492,7 +448,7 @@ fn merge(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u
         let from_ = source + s * (E + 2u);
         total = fma(exp_(made[from_] - most), made[from_ + 1u], total);
     }
-    let factor = divisor(total, total != 0.0, most, at);
+    let factor = divisor(total, total != 0.0, most, start(SINK, at.batch, at.head, at.t));
     let to = start(OUT, at.batch, at.head, at.t);
     for (var column = l; column < E; column += WG) {
         var sum = 0.0;
@@ -650,7 +606,7 @@ fn software(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     let at = place(row, position[p.position]);
     var sum: array<vec4<f32>, 64>;
     let seen = attend(at, 0u, 1u, &sum);
-    let factor = divisor(seen.total, seen.total != 0.0, seen.most, at);
+    let factor = divisor(seen.total, seen.total != 0.0, seen.most, start(SINK, at.batch, at.head, at.t));
     let to = start(OUT, at.batch, at.head, at.t);
     for (var c = 0u; c < E4; c++) {
         for (var i = 0u; i < 4u; i++) {
@@ -671,7 +627,7 @@ fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec
     let most = subgroupMax(seen.most);
     let shrink = exp_(seen.most - most);
     let total = subgroupAdd(seen.total * shrink);
-    let factor = divisor(total, total != 0.0, most, at);
+    let factor = divisor(total, total != 0.0, most, start(SINK, at.batch, at.head, at.t));
     let to = start(OUT, at.batch, at.head, at.t);
     for (var c = 0u; c < E4; c++) {
         let all = subgroupAdd(sum[c] * shrink) * factor;

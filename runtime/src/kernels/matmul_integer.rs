@@ -9,6 +9,10 @@ use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
 const KERNEL: &str = "matmul_integer";
 const WORKGROUP: u32 = 64;
+/// Invocations of a workgroup that divide the contraction among them,
+const SLICED: u32 = 256;
+/// and the fours of columns that they have.
+const BLOCKS: u32 = 8;
 /// Columns of an invocation.
 const COLUMNS: u32 = 4;
 /// Most rows of an invocation.
@@ -87,9 +91,13 @@ impl MatmulInteger<'_> {
         let batches: u64 = batch.shape.iter().map(|d| u64::from(*d)).product();
         // A software adapter loads what all lanes share for each of them.
         let shared = limits.software && limits.subgroup_size == LANES && m > ROWS;
-        let (entry, workgroup, rows) =
-            if shared { ("subgroup", LANES, LANES) } else { ("main", WORKGROUP, m.clamp(1, ROWS)) };
-        let tiles = [n.div_ceil(COLUMNS * workgroup), m.div_ceil(rows)];
+        let few = !limits.software && m <= ROWS && SLICED <= limits.max_invocations;
+        let (entry, workgroup, blocks, rows) = match (shared, few) {
+            (true, _) => ("subgroup", LANES, LANES, LANES),
+            (_, true) => ("gemv", SLICED, BLOCKS, m.max(1)),
+            (false, false) => ("main", WORKGROUP, WORKGROUP, m.clamp(1, ROWS)),
+        };
+        let tiles = [n.div_ceil(COLUMNS * blocks), m.div_ceil(rows)];
         let groups = u64::from(tiles[0]) * u64::from(tiles[1]) * batches;
         let mut words = Words::new().array(&batch.shape, 4);
         for strides in &batch.strides {
@@ -103,6 +111,9 @@ impl MatmulInteger<'_> {
         }
         let alpha = self.epilogue.map_or(1.0, |e| e.alpha);
         let mut constants = vec![constant("WG", workgroup), constant("ROWS", rows)];
+        if entry == "gemv" {
+            constants.push(constant("FOURS", blocks));
+        }
         let forms = [
             ("A_FORM", Some(self.a)),
             ("B_FORM", Some(self.b)),

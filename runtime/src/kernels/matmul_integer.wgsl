@@ -44,6 +44,8 @@ struct Params {
 @group(0) @binding(9) var<storage, read_write> out: array<u32>;
 
 override WG: u32 = 64u;
+// Fours of columns of a workgroup (gemv), a power of two.
+override FOURS: u32 = 8u;
 // Rows of an invocation, up to 4, or 8 that the lanes of a subgroup load for each other.
 override ROWS: u32 = 4u;
 // How elements lie: 0 a word each, 2 i8, 3 u8, 4 i4, 5 u4.
@@ -66,26 +68,6 @@ override ACTIVATION: u32 = 0u;
 // 256 · 255² is less than 2^24.
 const EXACT: u32 = 256u;
 
-// Zero, as no driver can know. A software driver compiles a kernel anew for each value of a uniform that
-// alone decides a branch or the end of a loop, unless this is added to it.
-var<private> nought: u32;
-
-// The logarithm of the elements to a word.
-fn density(form: u32) -> u32 {
-    return select(select(0u, 2u, form > 1u), 3u, form > 3u);
-}
-
-// Integer i, which lies in this word.
-fn integer(word: u32, i: u32, form: u32) -> i32 {
-    switch (form) {
-        case 0u: { return bitcast<i32>(word); }
-        case 2u: { return extractBits(bitcast<i32>(word), (i & 3u) * 8u, 8u); }
-        case 3u: { return bitcast<i32>(extractBits(word, (i & 3u) * 8u, 8u)); }
-        case 4u: { return extractBits(bitcast<i32>(word), (i & 7u) * 4u, 4u); }
-        default: { return bitcast<i32>(extractBits(word, (i & 7u) * 4u, 4u)); }
-    }
-}
-
 fn load_a(i: u32) -> i32 { return integer(a[i >> density(A_FORM)], i, A_FORM); }
 fn load_b(i: u32) -> i32 { return integer(b[i >> density(B_FORM)], i, B_FORM); }
 
@@ -107,61 +89,6 @@ fn load_fours(i: vec4<u32>) -> vec4<i32> {
     return bitcast<vec4<i32>>(word >> vec4<u32>(24u));
 }
 
-fn dot4(x: vec4<u32>, y: vec4<u32>) -> u32 {
-    return x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
-}
-
-// Coordinates of a flat index; unused axes have size 0 and are skipped.
-fn unravel(index: u32, shape: vec4<u32>) -> vec4<u32> {
-    var at = vec4<u32>(0u);
-    var rest = index;
-    for (var d = 3u; d > 0u; d--) {
-        if (shape[d] + nought != 0u) {
-            at[d] = rest % shape[d];
-            rest = rest / shape[d];
-        }
-    }
-    at.x = rest;
-    return at;
-}
-
-fn tanh_(x: f32) -> f32 {
-    let t = exp(-2.0 * min(abs(x), 20.0));
-    return select((1.0 - t) / (1.0 + t), -(1.0 - t) / (1.0 + t), x < 0.0);
-}
-
-fn sigmoid(x: f32) -> f32 {
-    let e = exp(-min(abs(x), 88.0));
-    return select(1.0 / (1.0 + e), e / (1.0 + e), x < 0.0);
-}
-
-fn erf_(x: f32) -> f32 {
-    let y = abs(x);
-    if (y < 0.5) {
-        let s = x * x;
-        return 1.1283792 * x * (1.0 + s * (-0.33333333 + s * (0.1 + s * (-0.023809524 + s * (0.004629630 - s * 0.00075757576)))));
-    }
-    let t = 1.0 / (1.0 + 0.5 * min(y, 10.0));
-    let q = -1.26551223 + t * (1.00002368 + t * (0.37409196 + t * (0.09678418 + t * (-0.18628806 + t * (0.27886807 + t * (-1.13520398 + t * (1.48851587 + t * (-0.82215223 + t * 0.17087277))))))));
-    let c = t * exp(q - min(y * y, 100.0));
-    return select(1.0 - c, c - 1.0, x < 0.0);
-}
-
-// The functions bound their arguments, which would make numbers of NaN.
-fn activate(op: u32, x: f32) -> f32 {
-    if ((bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u) { return x; }
-    switch (op) {
-        case 1u: { return max(x, 0.0); }
-        case 2u: { return x * sigmoid(x); }
-        case 3u: { return 0.5 * x * (1.0 + erf_(x * 0.70710678)); }
-        case 4u: { return 0.5 * x * (1.0 + tanh_(0.7978845608 * (x + 0.044715 * x * x * x))); }
-        case 5u: { return sigmoid(x); }
-        case 6u: { return tanh_(x); }
-        case 7u: { let y = max(x, 0.0); return y * y; }
-        default: { return x; }
-    }
-}
-
 // What is stored of a sum at (row, column).
 fn finished(sum: i32, t: vec4<u32>, row: u32, column: u32) -> u32 {
     if (!FLOATS) { return bitcast<u32>(sum); }
@@ -175,48 +102,68 @@ fn finished(sum: i32, t: vec4<u32>, row: u32, column: u32) -> u32 {
     return bitcast<u32>(value);
 }
 
-// Adds eight rows of products: lane r of x holds row r's element.
-fn eight(x: f32, y: vec4<f32>, sum: ptr<function, array<vec4<f32>, 8>>) {
-    (*sum)[0] = fma(vec4<f32>(subgroupBroadcast(x, 0u)), y, (*sum)[0]);
-    (*sum)[1] = fma(vec4<f32>(subgroupBroadcast(x, 1u)), y, (*sum)[1]);
-    (*sum)[2] = fma(vec4<f32>(subgroupBroadcast(x, 2u)), y, (*sum)[2]);
-    (*sum)[3] = fma(vec4<f32>(subgroupBroadcast(x, 3u)), y, (*sum)[3]);
-    (*sum)[4] = fma(vec4<f32>(subgroupBroadcast(x, 4u)), y, (*sum)[4]);
-    (*sum)[5] = fma(vec4<f32>(subgroupBroadcast(x, 5u)), y, (*sum)[5]);
-    (*sum)[6] = fma(vec4<f32>(subgroupBroadcast(x, 6u)), y, (*sum)[6]);
-    (*sum)[7] = fma(vec4<f32>(subgroupBroadcast(x, 7u)), y, (*sum)[7]);
+// Four rows by four columns, with what lies there.
+struct Block {
+    batch: vec4<u32>,
+    row: u32,
+    column: u32,
+    // First elements of the rows of a, and of the columns of b.
+    a: vec4<u32>,
+    b: vec4<u32>,
+    zero_a: vec4<i32>,
+    zero_b: vec4<i32>,
+}
+
+// The block that is number `seat` of the `seats` side by side that a group has; beyond the edge the last row and column
+// again.
+fn block(group: u32, seat: u32, seats: u32) -> Block {
+    var own: Block;
+    let rest = group / p.tiles_n;
+    own.batch = unravel(rest / p.tiles_m, p.batch);
+    own.row = (rest % p.tiles_m) * ROWS;
+    own.column = ((group % p.tiles_n) * seats + seat) * 4u;
+    let four = vec4<u32>(0u, 1u, 2u, 3u);
+    let rows = min(own.row + four, vec4<u32>(p.m - 1u));
+    let columns = min(own.column + four, vec4<u32>(p.n - 1u));
+    own.a = rows * p.a.y + (p.a.x + dot4(own.batch, p.batch_a));
+    own.b = columns * p.b.z + (p.b.x + dot4(own.batch, p.batch_b));
+    let za = rows * p.zero_a.y + (p.zero_a.x + dot4(own.batch, p.batch_zero_a));
+    let zb = columns * p.zero_b.z + (p.zero_b.x + dot4(own.batch, p.batch_zero_b));
+    own.zero_a = vec4<i32>(load_zero_a(za.x), load_zero_a(za.y), load_zero_a(za.z), load_zero_a(za.w));
+    own.zero_b = vec4<i32>(load_zero_b(zb.x), load_zero_b(zb.y), load_zero_b(zb.z), load_zero_b(zb.w));
+    return own;
+}
+
+// Stores the sums of one row of a block, those that lie inside.
+fn store4(own: Block, r: u32, sums: vec4<i32>) {
+    let row = own.row + r;
+    if (row >= p.m) { return; }
+    let to = p.out.x + dot4(own.batch, p.batch_out) + row * p.out.y;
+    for (var q = 0u; q < 4u; q++) {
+        let column = own.column + q;
+        if (column < p.n) { out[to + column * p.out.z] = finished(sums[q], own.batch, row, column); }
+    }
 }
 
 // An invocation's part of a group; together, the lanes of a subgroup load a row each.
 fn product(together: bool, group: u32, l: u32) {
     if (group >= p.groups) { return; }
-    let rest = group / p.tiles_n;
-    let t = unravel(rest / p.tiles_m, p.batch);
-    let row = (rest % p.tiles_m) * ROWS;
-    let column = ((group % p.tiles_n) * WG + l) * 4u;
+    let own = block(group, l, WG);
     // A lane that has left could load nothing for the others.
-    if (!together && column >= p.n) { return; }
-    let rows = min(vec4<u32>(row, row + 1u, row + 2u, row + 3u), vec4<u32>(p.m - 1u));
-    let columns = min(vec4<u32>(column, column + 1u, column + 2u, column + 3u), vec4<u32>(p.n - 1u));
-    let start_a = p.a.x + dot4(t, p.batch_a);
-    let start_za = p.zero_a.x + dot4(t, p.batch_zero_a);
-    let ia = rows * p.a.y + start_a;
-    let za_at = rows * p.zero_a.y + start_za;
-    let zb_at = columns * p.zero_b.z + (p.zero_b.x + dot4(t, p.batch_zero_b));
-    let zb = vec4<i32>(load_zero_b(zb_at.x), load_zero_b(zb_at.y), load_zero_b(zb_at.z), load_zero_b(zb_at.w));
-    var za = vec4<i32>(0);
-    var own = 0u;
-    var own_zero = 0;
+    if (!together && own.column >= p.n) { return; }
+    var mine = 0u;
+    var mine_zero = 0;
     if (together) {
-        let mine = min(row + l, p.m - 1u);
-        own = mine * p.a.y + start_a;
-        own_zero = load_zero_a(mine * p.zero_a.y + start_za);
-    } else {
-        za = vec4<i32>(load_zero_a(za_at.x), load_zero_a(za_at.y), load_zero_a(za_at.z), load_zero_a(za_at.w));
+        let row = min(own.row + l, p.m - 1u);
+        mine = row * p.a.y + p.a.x + dot4(own.batch, p.batch_a);
+        mine_zero = load_zero_a(row * p.zero_a.y + p.zero_a.x + dot4(own.batch, p.batch_zero_a));
     }
-    var i = columns * p.b.z + (p.b.x + dot4(t, p.batch_b));
+    let ia = own.a;
+    let za = own.zero_a;
+    let zb = own.zero_b;
+    var i = own.b;
     var j = 0u;
-    let depth = p.k + nought;
+    let depth = p.k + zero;
     let step_a = p.a.z;
     let step_b = p.b.y;
     var sum: array<vec4<i32>, 8>;
@@ -227,7 +174,7 @@ fn product(together: bool, group: u32, l: u32) {
         for (var k = first; k < end; k++) {
             let y = vec4<f32>(load_fours(i) - zb);
             if (together) {
-                eight(f32(load_a(own + j) - own_zero), y, &part);
+                eight(f32(load_a(mine + j) - mine_zero), y, &part);
             } else {
                 part[0] = fma(vec4<f32>(f32(load_a(ia.x + j) - za.x)), y, part[0]);
                 if (ROWS > 1u) { part[1] = fma(vec4<f32>(f32(load_a(ia.y + j) - za.y)), y, part[1]); }
@@ -249,23 +196,66 @@ fn product(together: bool, group: u32, l: u32) {
         }
     }
     var done = sum;
-    for (var r = 0u; r < ROWS; r++) {
-        for (var q = 0u; q < 4u; q++) {
-            if (row + r < p.m && column + q < p.n) {
-                out[p.out.x + dot4(t, p.batch_out) + (row + r) * p.out.y + (column + q) * p.out.z] = finished(done[r][q], t, row + r, column + q);
-            }
-        }
-    }
+    for (var r = 0u; r < ROWS; r++) { store4(own, r, done[r]); }
 }
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-    nought = l >> 16u;
+    zero = l >> 16u;
     product(false, w.x + n.x * (w.y + n.y * w.z), l);
 }
 
 @compute @workgroup_size(WG)
 fn subgroup(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
-    nought = l >> 16u;
+    zero = l >> 16u;
     product(true, w.x + n.x * (w.y + n.y * w.z), l);
+}
+
+var<workgroup> meeting: array<vec4<i32>, WG>;
+
+// The sum over all invocations that are the same modulo FOURS; that of block l, for l.
+fn met(value: vec4<i32>, l: u32) -> vec4<i32> {
+    workgroupBarrier();
+    meeting[l] = value;
+    workgroupBarrier();
+    for (var reach = WG / 2u; reach >= FOURS; reach = reach / 2u) {
+        if (l < reach) { meeting[l] += meeting[l + reach]; }
+        workgroupBarrier();
+    }
+    return meeting[l % FOURS];
+}
+
+// Up to four rows: FOURS blocks side by side, the contraction of each divided among the other invocations.
+@compute @workgroup_size(WG)
+fn gemv(@builtin(workgroup_id) w: vec3<u32>, @builtin(num_workgroups) n: vec3<u32>, @builtin(local_invocation_index) l: u32) {
+    let group = w.x + n.x * (w.y + n.y * w.z);
+    if (group >= p.groups) { return; }
+    let own = block(group, l % FOURS, FOURS);
+    let za = own.zero_a;
+    var sum0 = vec4<i32>(0);
+    var sum1 = vec4<i32>(0);
+    var sum2 = vec4<i32>(0);
+    var sum3 = vec4<i32>(0);
+    for (var k = l / FOURS; k < p.k; k += WG / FOURS) {
+        let y = load_fours(own.b + vec4<u32>(k * p.b.y)) - own.zero_b;
+        let j = own.a + vec4<u32>(k * p.a.z);
+        sum0 += (load_a(j.x) - za.x) * y;
+        if (ROWS > 1u) { sum1 += (load_a(j.y) - za.y) * y; }
+        if (ROWS > 2u) { sum2 += (load_a(j.z) - za.z) * y; }
+        if (ROWS > 3u) { sum3 += (load_a(j.w) - za.w) * y; }
+    }
+    let done0 = met(sum0, l);
+    if (l < FOURS) { store4(own, 0u, done0); }
+    if (ROWS > 1u) {
+        let done1 = met(sum1, l);
+        if (l < FOURS) { store4(own, 1u, done1); }
+    }
+    if (ROWS > 2u) {
+        let done2 = met(sum2, l);
+        if (l < FOURS) { store4(own, 2u, done2); }
+    }
+    if (ROWS > 3u) {
+        let done3 = met(sum3, l);
+        if (l < FOURS) { store4(own, 3u, done3); }
+    }
 }

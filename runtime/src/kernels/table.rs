@@ -1,28 +1,31 @@
 //! The table of kernel sources.
 //!
-//! A source is complete WGSL. The only text that ever changes is the right-hand side of its `alias`
+//! A source is complete WGSL: a file, with one that it shares with others behind it. The only text that ever changes is the right-hand side of its `alias`
 //! declarations that choose element types; everything else is an `override` or a uniform.
 
 use std::borrow::Cow;
 
 use super::PipelineKey;
 
-/// One WGSL file.
+/// One WGSL source.
 #[derive(Debug)]
 pub struct Source {
     /// Its name, as in [`PipelineKey::source`].
     pub name: &'static str,
-    /// The file.
+    /// The file, and what it shares.
     pub text: &'static str,
     /// The `alias` substitutions in use besides none.
     pub variants: &'static [&'static [(&'static str, &'static str)]],
 }
 
 macro_rules! sources {
-    ($($name:literal $(: $variants:expr)?),* $(,)?) => {
+    ($($name:literal $(with $shared:literal)? $(: $variants:expr)?),* $(,)?) => {
         &[$(Source {
             name: $name,
-            text: include_str!(concat!($name, ".wgsl")),
+            text: concat!(
+                include_str!(concat!($name, ".wgsl"))
+                $(, "\n", include_str!(concat!($shared, ".wgsl")))?
+            ),
             variants: sources!(@ $($variants)?),
         }),*]
     };
@@ -33,16 +36,16 @@ macro_rules! sources {
 /// Every kernel source, in alphabetical order.
 pub const SOURCES: &[Source] = sources![
     "argmax",
-    "attention",
-    "attention_step",
+    "attention" with "scores",
+    "attention_step" with "scores",
     "conv",
     "correction",
     "dynamic_quantize",
     "elementwise",
     "gather",
     "heads",
-    "matmul": &[&super::matmul::COOPERATIVE_8],
-    "matmul_integer",
+    "matmul" with "products": &[&super::matmul::COOPERATIVE_8],
+    "matmul_integer" with "products",
     "norm",
     "reduce",
     "scan",
@@ -103,7 +106,9 @@ mod tests {
                 Some(name.strip_suffix(".wgsl")?.to_string())
             })
             .collect();
-        let table: BTreeSet<String> = SOURCES.iter().map(|s| s.name.to_string()).collect();
+        let shared = ["products", "scores"];
+        let table: BTreeSet<String> =
+            SOURCES.iter().map(|s| s.name).chain(shared).map(str::to_string).collect();
         assert!(!files.is_empty());
         assert_eq!(files, table);
     }

@@ -15,15 +15,26 @@ use snlp_runtime::{AdapterChoice, Gpu};
 /// One device for all tests; `None` (said once) without an adapter, unless `REQUIRE_GPU=1`.
 pub fn gpu() -> Option<Arc<Gpu>> {
     static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
-    GPU.get_or_init(|| match Gpu::open(&AdapterChoice::any()) {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");
-            eprintln!("SKIPPED: tests on a device: {error}");
-            None
-        }
-    })
-    .clone()
+    open(&GPU, &AdapterChoice::any())
+}
+
+/// The same with the kernels for hardware, be it in software.
+pub fn gpu_as_hardware() -> Option<Arc<Gpu>> {
+    static GPU: OnceLock<Option<Arc<Gpu>>> = OnceLock::new();
+    open(&GPU, &AdapterChoice { hardware_kernels: true, ..AdapterChoice::any() })
+}
+
+fn open(found: &OnceLock<Option<Arc<Gpu>>>, choice: &AdapterChoice) -> Option<Arc<Gpu>> {
+    found
+        .get_or_init(|| match Gpu::open(choice) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                assert!(std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, but {error}");
+                eprintln!("SKIPPED: tests on a device: {error}");
+                None
+            }
+        })
+        .clone()
 }
 
 /// Limits like those of a small discrete GPU.

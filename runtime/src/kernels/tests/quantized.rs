@@ -139,26 +139,28 @@ fn integer_products_are_exact() {
         (17, 33, 513, Scalar::I8),
     ] {
         check_integers(&limits(), [m, n, k], scalar);
+        check_integers(&hardware(), [m, n, k], scalar);
         // With subgroups, where there are any.
         check_integers(&gpu.limits(), [m, n, k], scalar);
     }
     // The largest products of all, more of them than a float counts.
-    for (a, b, zero) in [(255, -128, 0), (0, -128, 255), (255, 127, 0)] {
+    for (rows, a, b, zero) in [(5, 255, -128, 0), (3, 0, -128, 255), (5, 255, 127, 0), (1, 255, -128, 0)] {
         let k = 1000;
-        for limits in [limits(), gpu.limits()] {
+        for limits in [limits(), gpu.limits(), hardware()] {
             let launch = MatmulInteger {
-                a: &dense(&[5, k], Scalar::I32),
+                a: &dense(&[rows, k], Scalar::I32),
                 b: &dense(&[k, 4], Scalar::I8),
                 zero_a: Some(&dense(&[1, 1], Scalar::I32)),
                 zero_b: None,
                 epilogue: None,
-                out: &dense(&[5, 4], Scalar::I32),
+                out: &dense(&[rows, 4], Scalar::I32),
             }
             .launch(&limits)
             .unwrap();
             let words = vec![u32::from_ne_bytes([b as i8 as u8; 4]); k as usize];
-            let out = gpu.run_one(&launch, &[&vec![a as u32; 5 * k as usize], &words, &[zero as u32]], 20);
-            assert_eq!(out, vec![((a - zero) * b * k as i32) as u32; 20]);
+            let left = vec![a as u32; (rows * k) as usize];
+            let out = gpu.run_one(&launch, &[&left, &words, &[zero as u32]], rows as usize * 4);
+            assert_eq!(out, vec![((a - zero) * b * k as i32) as u32; rows as usize * 4]);
         }
     }
 }
@@ -269,7 +271,7 @@ fn check_epilogue(device: &Limits, [m, n, start]: [u32; 3], all: bool, activatio
 fn floats_are_made_of_the_sums() {
     let Some(gpu) = gpu() else { return };
     for sizes in [[1, 4, 0], [1, 255, 4], [3, 256, 8], [4, 257, 12], [5, 260, 3], [8, 31, 0], [9, 33, 4]] {
-        for device in [limits(), gpu.limits()] {
+        for device in [limits(), gpu.limits(), hardware()] {
             check_epilogue(&device, sizes, true, Activation::None);
             check_epilogue(&device, sizes, true, Activation::Relu);
             check_epilogue(&device, sizes, false, Activation::None);
