@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 
 use snlp::error::Error;
 use snlp::language::decoder::{Decoder, Forward, Stepper};
@@ -78,19 +79,21 @@ impl Forward for OnGpu {
     }
 }
 
-/// The first adapter with the kernels that suit it, and with those for hardware.
+/// The first adapter with the kernels that suit it, and with those for hardware; opened once.
 fn gpus(stepper: &Stepper) -> Vec<OnGpu> {
-    if adapters().is_empty() {
-        assert!(std::env::var_os("REQUIRE_GPU").is_none(), "REQUIRE_GPU is set, but there is no adapter");
-        eprintln!("skipped on the GPU: there is no adapter");
-        return vec![];
-    }
-    let open = |hardware_kernels| {
-        let gpu = Gpu::open(&AdapterChoice { hardware_kernels, ..AdapterChoice::any() }).expect("opens");
-        let options = Options { states: stepper.states.clone(), ..Options::default() };
-        OnGpu(Session::new(&gpu, stepper.graph.clone(), options).expect("is valid"))
-    };
-    vec![open(false), open(true)]
+    static GPUS: OnceLock<Vec<Arc<Gpu>>> = OnceLock::new();
+    let gpus = GPUS.get_or_init(|| {
+        if adapters().is_empty() {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "REQUIRE_GPU is set, but there is no adapter");
+            eprintln!("skipped on the GPU: there is no adapter");
+            return vec![];
+        }
+        let choice = |hardware_kernels| AdapterChoice { hardware_kernels, ..AdapterChoice::any() };
+        [false, true].map(|hardware| Gpu::open(&choice(hardware)).expect("opens")).to_vec()
+    });
+    let options = || Options { states: stepper.states.clone(), ..Options::default() };
+    let session = |gpu| Session::new(gpu, stepper.graph.clone(), options()).expect("is valid");
+    gpus.iter().map(|gpu| OnGpu(session(gpu))).collect()
 }
 
 fn cached(source: &Source, plan: &str) -> Stepper {
