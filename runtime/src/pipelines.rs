@@ -70,10 +70,11 @@ fn compile(
     let specialised = kernels::specialised(key).map_err(refused)?;
     let device = gpu.device();
     let made = gpu.guarded("compiling a kernel", || {
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        let descriptor = wgpu::ShaderModuleDescriptor {
             label: Some(&kernel),
             source: wgpu::ShaderSource::Naga(Cow::Owned(specialised)),
-        });
+        };
+        let module = with_plain_loops(device, descriptor);
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(&kernel),
             bind_group_layouts: &[Some(layout)],
@@ -92,4 +93,19 @@ fn compile(
         RuntimeError::Gpu { message, .. } => refused(message),
         other => other,
     })
+}
+
+/// The module with every check but one: a count of iterations, which would take up to a tenth of a kernel's time.
+fn with_plain_loops(
+    device: &wgpu::Device,
+    descriptor: wgpu::ShaderModuleDescriptor<'_>,
+) -> wgpu::ShaderModule {
+    let checks =
+        wgpu::ShaderRuntimeChecks { force_loop_bounding: false, ..wgpu::ShaderRuntimeChecks::checked() };
+    #[allow(unsafe_code)]
+    // SAFETY: no loop of the kernels is without end. Each counts up to a size, which `MAX_ELEMENTS` keeps from
+    // wrapping, or halves a number.
+    unsafe {
+        device.create_shader_module_trusted(descriptor, checks)
+    }
 }

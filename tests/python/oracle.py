@@ -4,7 +4,8 @@ Golden logits of every plan within 1e-3, and perplexities within 0.1 % of the ta
 
     python tests/python/oracle.py --snlp target/release/snlp --oracle ../shared/oracle [--rows N] [--model NAME]
 
-`--rows N` takes N perplexity rows spread over the table (default: all of them).
+`--rows N` takes N perplexity rows spread over the table (default: all of them). `--backend "gpu --hardware-kernels"`
+runs the kernels for hardware on a software adapter.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def golden(args, export, arrays, folder):
         inputs, outputs = os.path.join(folder, "in.npz"), os.path.join(folder, "out.npz")
         np.savez(inputs, input_ids=arrays["input_ids"])
         words = [args.snlp, "run", export, "--plan", plan, "--inputs", inputs, "--outputs", outputs,
-                 "--backend", args.backend]
+                 "--backend", *args.backend.split()]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
             failures += 1
@@ -79,7 +80,7 @@ def table(args, export, rows, windows):
     chosen = [(row_plan(r), r) for r in rows if row_plan(r)]
     if args.rows:
         chosen = [chosen[i] for i in sorted({round(i) for i in np.linspace(0, len(chosen) - 1, args.rows)})]
-    words = [args.snlp, "eval", export, "--tokens", windows, "--json", "--backend", args.backend]
+    words = [args.snlp, "eval", export, "--tokens", windows, "--json", "--backend", *args.backend.split()]
     for plan, _ in chosen:
         words += ["--plan", plan]
     done = subprocess.run(words, capture_output=True, text=True)

@@ -59,6 +59,9 @@ impl Space {
     }
 }
 
+/// Most elements of an operand: loops over them end though they step beyond, by a workgroup at most.
+pub const MAX_ELEMENTS: u32 = u32::MAX - 1024;
+
 /// Number of elements of a shape, checked to fit 32-bit indexing.
 pub(super) fn count(kernel: &'static str, shape: &[u32]) -> Result<u32, KernelError> {
     let needed = if shape.contains(&0) {
@@ -66,7 +69,7 @@ pub(super) fn count(kernel: &'static str, shape: &[u32]) -> Result<u32, KernelEr
     } else {
         shape.iter().try_fold(1u64, |n, d| n.checked_mul(u64::from(*d))).unwrap_or(u64::MAX)
     };
-    let limit = u64::from(u32::MAX - 1024);
+    let limit = u64::from(MAX_ELEMENTS);
     if needed > limit {
         return Err(KernelError::Limit { kernel, what: "number of elements", needed, limit });
     }

@@ -52,7 +52,7 @@ pub use dynamic_quantize::DynamicQuantize;
 pub use elementwise::Elementwise;
 pub use gather::{Bounds, Gather, GatherKind, Scatter};
 pub use heads::{HeadNorm, HeadPart, Heads};
-pub use layout::MAX_RANK;
+pub use layout::{MAX_ELEMENTS, MAX_RANK};
 pub use matmul::{
     Activation, Coding, MAX_PARTS, Matmul, Part, RowNorm, Variant as MatmulVariant, cooperates, takes_norm,
 };

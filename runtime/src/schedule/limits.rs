@@ -5,7 +5,7 @@ use snlp_passes::ir::Graph;
 
 use super::ScheduleError;
 use super::plan::{Place, Plan};
-use crate::kernels::Limits;
+use crate::kernels::{Limits, MAX_ELEMENTS};
 
 /// Refuses tensors with more elements than a kernel's 32 bits count. Axes of size 0 excuse nothing: strides are products
 /// of the others.
@@ -13,10 +13,15 @@ pub(super) fn countable(graph: &Graph) -> Result<(), ScheduleError> {
     for (v, value) in graph.values() {
         let Some(shape) = graph.ty(v).and_then(|ty| ty.known_shape()) else { continue };
         let needed = shape.iter().fold(1u64, |n, d| n.saturating_mul((*d).max(1) as u64));
-        if needed > u64::from(u32::MAX) {
+        if needed > MAX_ELEMENTS.into() {
             let made = value.name.clone().or_else(|| graph.node(graph.producer(v)?).map(|n| n.name.clone()));
             let what = format!("'{}' of shape {shape:?}", made.unwrap_or_default());
-            return Err(ScheduleError::TooLarge { what, needed, unit: "elements", limit: u32::MAX.into() });
+            return Err(ScheduleError::TooLarge {
+                what,
+                needed,
+                unit: "elements",
+                limit: MAX_ELEMENTS.into(),
+            });
         }
     }
     Ok(())
