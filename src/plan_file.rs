@@ -169,6 +169,11 @@ impl GivenPlan {
         Ok(GivenPlan { plan, origin: Some((path, file.model, !auto)) })
     }
 
+    /// The file that it was read from, with what that is.
+    pub fn file(&self) -> Option<(&str, &Path)> {
+        self.origin.as_ref().map(|(path, ..)| ("the file of --plan", path.as_path()))
+    }
+
     /// Compares the model that the plan's file was made for with the one at hand. What was found for another
     /// one is refused when it was taken without being named, and said else.
     ///

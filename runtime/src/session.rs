@@ -367,7 +367,8 @@ impl Session {
 /// How a stacked constant will lie on the device: matrices as the options say, vectors as f32.
 fn likely_scalar(tensor: &Tensor, options: &Options) -> Scalar {
     let matrix = tensor.shape().len() >= 3 && tensor.shape().iter().rev().take(2).all(|d| *d > 1);
-    let half = tensor.dtype() == DType::F16 || options.weights == WeightDtype::F16;
+    let float = tensor.dtype().is_float();
+    let half = tensor.dtype() == DType::F16 || float && options.weights == WeightDtype::F16;
     if matrix && half {
         Scalar::F16
     } else if matrix {

@@ -36,7 +36,7 @@ use super::{Common, check_plan, read_model};
 /// 'snlp generate' takes it. Dispatches, bytes and operations are counted in the schedule: bytes are what the
 /// kernels read and write at least. The roofline is the time in which the device could move and compute that, at
 /// the rates that it reaches here on one long copy or product of one row, and on one large product; its share says how
-/// near a forward comes.
+/// near a forward comes. What stays in the device's own caches is faster than that, and small models may exceed it.
 #[derive(Args)]
 #[command(after_help = "Examples:\n  snlp bench model.onnx --plan 6xF1 --batch 1 --seq 128\n  \
                   snlp bench model.onnx --plan 6xF1 --past 512\n  \

@@ -71,7 +71,7 @@ impl Convert {
     pub fn run(self, common: &Common, ui: &Ui) -> Result<(), Error> {
         let plan = GivenPlan::of(&self.plan, &self.model)?;
         let source = read_model(&self.model, ui)?;
-        self.check_files(&source)?;
+        self.check_files(&source, &plan)?;
         if source.is_rewritten() {
             source.chain()?;
         }
@@ -125,7 +125,7 @@ impl Convert {
 
     /// Refuses to write over what is read. The data file counts although weights may stay inside: large
     /// models have one in any case, and that of an earlier conversion is removed.
-    fn check_files(&self, source: &Source) -> Result<(), Error> {
+    fn check_files(&self, source: &Source, plan: &GivenPlan) -> Result<(), Error> {
         let data = data_file(&self.output);
         let mut outputs = vec![("-o", self.output.as_path())];
         if self.external_data || !data.is_dir() {
@@ -133,6 +133,7 @@ impl Convert {
         }
         outputs.extend(self.report.as_deref().map(|p| ("--report", p)));
         let mut inputs = source.files();
+        inputs.extend(plan.file());
         inputs.extend(self.tokens.as_deref().map(|p| ("the file of --tokens", p)));
         check_outputs(&outputs, &inputs, None)
     }

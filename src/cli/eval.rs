@@ -61,7 +61,8 @@ impl Eval {
         let source = read_model(&self.model, ui)?;
         source.require_supported()?;
         let outputs: Vec<_> = self.html.iter().map(|p| ("--html", p.as_path())).collect();
-        check_outputs(&outputs, &[source.files(), self.windows.files()].concat(), None)?;
+        let read = plans.iter().filter_map(GivenPlan::file).collect();
+        check_outputs(&outputs, &[source.files(), self.windows.files(), read].concat(), None)?;
         let windows = self.windows.read(&source, ui)?;
         let mut placed = Vec::new();
         for plan in &plans {

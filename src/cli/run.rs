@@ -101,7 +101,7 @@ impl Run {
     pub fn run(self, common: &Common, ui: &Ui) -> Result<(), Error> {
         let plan = self.plan.as_deref().map(|p| GivenPlan::of(p, &self.model)).transpose()?;
         let source = read_model(&self.model, ui)?;
-        self.check_files(&source)?;
+        self.check_files(&source, plan.as_ref())?;
         let graph = match &plan {
             Some(plan) => source.rewrite(&place(&source, plan, ui)?)?.graph,
             None => source.graph.clone(),
@@ -132,9 +132,10 @@ impl Run {
     }
 
     /// Refuses to write over what is read.
-    fn check_files(&self, source: &Source) -> Result<(), Error> {
+    fn check_files(&self, source: &Source, plan: Option<&GivenPlan>) -> Result<(), Error> {
         let outputs: Vec<_> = self.outputs.iter().map(|p| ("--outputs", p.as_path())).collect();
         let mut inputs = source.files();
+        inputs.extend(plan.and_then(GivenPlan::file));
         inputs.extend(self.inputs.as_deref().map(|p| ("the file of --inputs", p)));
         inputs.extend(self.input.iter().map(|i| ("a file of --input", i.path.as_path())));
         inputs.extend(self.expect.as_deref().map(|p| ("the file of --expect", p)));

@@ -6,6 +6,7 @@ use snlp::error::{Error, Kind};
 use snlp::language::windows::Windows;
 use snlp::npz::{NpzError, read_npy, read_npz, write_npz};
 use snlp::passes::ir::Tensor;
+use snlp::passes::memory::room;
 use snlp::text;
 
 use super::output::write_atomic;
@@ -71,6 +72,8 @@ pub fn read_windows(path: &Path) -> Result<Windows, Error> {
         ))
         .help("store int64 windows [n, T+1] under the key 'windows'"));
     };
+    // They are copied.
+    room(tensor.len().saturating_mul(size_of::<i64>()))?;
     Windows::new(tensor).map_err(|e| {
         Error::input(format!("'{}': {e}", path.display()))
             .help("inputs are all tokens but the last, targets all but the first")

@@ -14,6 +14,8 @@ use super::proto::StringStringEntryProto;
 /// The files beside one model, each mapped once.
 pub(super) struct ExternalFiles {
     folder: PathBuf,
+    /// Where the model lies if it is a link.
+    behind: Option<PathBuf>,
     open: RefCell<BTreeMap<PathBuf, Bytes>>,
 }
 
@@ -24,7 +26,9 @@ impl ExternalFiles {
             Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
             _ => PathBuf::from("."),
         };
-        ExternalFiles { folder, open: RefCell::default() }
+        let linked = model.is_symlink().then(|| model.canonicalize().ok()).flatten();
+        let behind = linked.and_then(|m| m.parent().map(Path::to_path_buf));
+        ExternalFiles { folder, behind, open: RefCell::default() }
     }
 
     /// The bytes that the `external_data` entries of a tensor name; `needed` is their number when the
@@ -73,7 +77,8 @@ impl ExternalFiles {
         Ok(bytes)
     }
 
-    /// The path of a location, which must stay inside the model's folder.
+    /// The path of a location, which must stay inside the model's folder: the one that it is named in or, where the
+    /// model is a link, the one that it lies in (caches of downloads are such folders of links).
     fn resolve(&self, location: &str) -> Result<PathBuf, OnnxError> {
         let outside = || {
             OnnxError::invalid(format!("external data lies at '{location}', outside of the model's folder"))
@@ -87,7 +92,8 @@ impl ExternalFiles {
         let path = self.folder.join(relative);
         let real = path.canonicalize().map_err(|e| unreadable(location, e))?;
         let folder = self.folder.canonicalize().map_err(|e| unreadable(location, e))?;
-        if real.starts_with(&folder) { Ok(real) } else { Err(outside()) }
+        let inside = |folder: &PathBuf| real.starts_with(folder);
+        if inside(&folder) || self.behind.as_ref().is_some_and(inside) { Ok(real) } else { Err(outside()) }
     }
 }
 

@@ -41,6 +41,7 @@ fn outputs_are_never_inputs_or_one_another() {
         std::os::unix::fs::symlink("in.npz", folder.path("soft.npz")).expect("linked");
         std::os::unix::fs::symlink("new.onnx", folder.path("new.link")).expect("linked");
     }
+    std::fs::write(folder.path("p.toml"), "plan = \"2xF1\"\n").expect("written");
     let before = contents(&folder);
     let (data, new, own) = (at("model.onnx.data"), at("new.onnx"), "model's own weights");
     let convert = |out: &str, more: &[&str], what: &str| {
@@ -65,6 +66,13 @@ fn outputs_are_never_inputs_or_one_another() {
     run(&model, "the model itself");
     run(&data, own);
     run(&at("in.npz"), "--inputs");
+    let plan = at("p.toml");
+    let planned = |args: &[&str]| snlp(args).code(2).says(&["the file of --plan", "help:"]);
+    planned(&["run", &model, "--inputs", &at("in.npz"), "--plan", &plan, "--outputs", &plan]);
+    planned(&["convert", &model, "--plan", &plan, "-o", &plan]);
+    planned(&["convert", &model, "--plan", &plan, "-o", &new, "--report", &plan]);
+    planned(&["inspect", &model, "--plan", &plan, "-o", &plan]);
+    planned(&["eval", &model, "--plan", &plan, "--tokens", &at("w.npz"), "--html", &plan]);
     run(&at("out.npz"), "--expect");
     run("-", "standard output");
     let inspect =
@@ -167,6 +175,17 @@ fn data_behind_a_link_out_of_the_folder_is_refused() {
     std::fs::remove_file(&link).expect("removed");
     std::os::unix::fs::symlink("x.bin", &link).expect("linked");
     snlp(&["inspect", &model]).code(0);
+    // A folder of links, as downloads are kept: model and data lie in one folder elsewhere.
+    std::fs::create_dir(folder.path("links")).expect("made");
+    let linked = folder.text("links/model.onnx");
+    std::os::unix::fs::symlink("../in/model.onnx", &linked).expect("linked");
+    let data = folder.path("links/link_outside.bin");
+    std::os::unix::fs::symlink("../in/x.bin", &data).expect("linked");
+    snlp(&["inspect", &linked]).code(0);
+    std::fs::write(folder.path("other.bin"), [0; 256]).expect("written");
+    std::fs::remove_file(&data).expect("removed");
+    std::os::unix::fs::symlink("../other.bin", &data).expect("linked");
+    snlp(&["inspect", &linked]).code(3).says(&["outside of the model's folder"]);
 }
 
 #[test]

@@ -197,6 +197,23 @@ def search_of_a_plan(page, name, checks, nodes):
     checks.that(page.inner_text("#panel-title").startswith("Unit 1 of"), f"{name}: a unit opens from the list")
     page.keyboard.press("Escape")
     checks.that(focused(page).startswith("unit:"), f"{name}: Escape goes to the unit, not to '{focused(page)}'")
+    # A line beside the chain, by what it carries.
+    lane = page.locator("#chain button.lane").first
+    if lane.count():
+        hint = page.evaluate("(e) => lanes[+e.dataset.key.slice(5)].names[0].name", lane.element_handle())
+        first, _ = search(page, hint)
+        checks.that("beside the chain" in first, f"{name}: '{hint}' is told: '{first}'")
+        page.press("#find", "Enter")
+        opened = page.locator("#panel .links button", has_text=re.compile("^Open "))
+        checks.that(opened.count() > 0, f"{name}: '{hint}' can be opened")
+        page.keyboard.press("Escape")
+    # What a plan leaves as it is can be opened by that.
+    if "as it is" in page.inner_text("#chain").lower() or page.locator("#chain [data-key^='same:']").count():
+        _, second = search(page, "as it is")
+        page.press("#find", "Enter")
+        opened = page.locator("#panel button", has_text=re.compile("^Open layer"))
+        checks.that(number_of(second, "layer") > 0 and opened.count() > 0, f"{name}: what stays can be opened: '{second}'")
+        page.keyboard.press("Escape")
     if nodes:
         # Each type has brackets.
         figures = page.evaluate("[...document.querySelectorAll('.figures > div')].find((d) => d.querySelector('dt').textContent === 'nodes').querySelector('dd').innerText")

@@ -848,7 +848,7 @@ var<workgroup> high: array<f16, LEFT_ELEMENTS>;
 var<workgroup> low: array<f16, LEFT_ELEMENTS>;
 var<workgroup> right: array<f16, RIGHT_ELEMENTS>;
 var<workgroup> landing: array<f32, LANDING>;
-// Of each row: mean, factor with the scale in it, scale, and its reciprocal.
+// Of each row: mean, root, scale, and its reciprocal. Together root and scale may be beyond every number.
 var<workgroup> rows_: array<vec4<f32>, SPAN>;
 
 // What makes numbers up to `bound` end below 2^15, with its reciprocal; powers of two.
@@ -893,7 +893,7 @@ fn measure(at: vec4<u32>, start: u32, norm: vec2<u32>, row: u32, group: u32, lan
         let bound = subgroupMax(largest) * root * largest_factor + vec4<f32>(largest_summand);
         if (lane < 4u) {
             let scale = scaling(bound[lane]);
-            rows_[first + lane] = vec4<f32>(mean[lane], root[lane] * scale.x, scale.x, scale.y);
+            rows_[first + lane] = vec4<f32>(mean[lane], root[lane], scale.x, scale.y);
         }
     }
 }
@@ -934,13 +934,10 @@ fn fetch_a(start: u32, row: u32, norm: vec2<u32>, k: u32, l: u32, n: u32) -> vec
     if (NORM == 2u) {
         x -= vec4<f32>(rows_[first].x, rows_[first + 1u].x, rows_[first + 2u].x, rows_[first + 3u].x);
     }
-    x *= vec4<f32>(rows_[first].y, rows_[first + 1u].y, rows_[first + 2u].y, rows_[first + 3u].y);
+    if (NORM > 0u) { x *= vec4<f32>(rows_[first].y, rows_[first + 1u].y, rows_[first + 2u].y, rows_[first + 3u].y); }
     if (NORM_SCALE) { x *= norm_factor(norm, at); }
-    if (NORM_BIAS) {
-        x += norm_summand(norm, at)
-            * vec4<f32>(rows_[first].z, rows_[first + 1u].z, rows_[first + 2u].z, rows_[first + 3u].z);
-    }
-    return x;
+    if (NORM_BIAS) { x += norm_summand(norm, at); }
+    return x * vec4<f32>(rows_[first].z, rows_[first + 1u].z, rows_[first + 2u].z, rows_[first + 3u].z);
 }
 
 fn keep_a(x: vec4<f32>, l: u32, n: u32) {

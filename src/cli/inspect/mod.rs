@@ -200,7 +200,8 @@ impl Inspect {
             check_plan(&source, plan, ui)?;
         }
         let outputs: Vec<_> = self.output.iter().map(|p| ("-o", p.as_path())).collect();
-        check_outputs(&outputs, &source.files(), Some("-o"))?;
+        let read = plan.iter().filter_map(GivenPlan::file).collect();
+        check_outputs(&outputs, &[source.files(), read].concat(), Some("-o"))?;
         let report = Report::new(source, plan.as_ref().map(|p| &p.plan))?;
         let format = if self.json { Format::Json } else { self.format };
         let text = match format {

@@ -105,7 +105,7 @@ function correctionPanel(s) {
   openPanel("Correction",
     facts(["segment", el("code", {}, parallel.text)], ["each state", correctionText(s)], ["surrogate", detail?.surrogate], ["iterations", `${parallel.iterations}`],
       ["starts from", parallel.init], ["dispatches", detail?.correction_dispatches]),
-    el("p", { class: "note" }, "F are the units evaluated on the states s that were guessed; after as many iterations as there are units the result is the sequential model's."),
+    el("p", { class: "note" }, "F are the units evaluated on the states s that were guessed; after as many iterations as there are units the result is that of the units one after the other" + (parallel.fused > 1 ? "; fused layers are another function than the sequential model's." : ": the sequential model's.")),
     nodeBlock("corrections", detail?.correction), nodeBlock("all units, as rewritten", detail?.nodes, false));
 }
 function lanePanel(lane) {
@@ -163,7 +163,7 @@ function look() {
     return { named, nodes: found, hit: named || found.length > 0 };
   };
   const side = ({ prefix: before, suffix: behind, ...rest }) => ({ prefix: at(before), suffix: at(behind), ...rest });
-  const first = { ...side(original), layers: original.layers.map(at) };
+  const first = { ...side(original), layers: original.layers.map(at), lanes: lanes.map((lane) => lane.names.some((n) => fits(n.name.toLowerCase()))) };
   if (!rewritten) return { first };
   const segmentsNow = rewritten.segments.map((segment) => {
     const own = at(segment.own);
@@ -185,7 +185,7 @@ function isOn(e, now) {
   const { first, second } = now;
   switch (what) {
     case "prefix": case "suffix": return first[what].hit || Boolean(second?.[what].hit);
-    case "lane": return lanes[a].names.some((n) => fits(n.name.toLowerCase()));
+    case "lane": return first.lanes[a];
     case "layer": return first.layers[a].hit;
     case "same": return hitBehind(now, +a);
     case "unit": return second.segments[a].units[b].hit;
@@ -200,8 +200,8 @@ function told(side) {
   const of = (what) => (side.segments ?? []).flatMap((segment) => segment[what] ?? []);
   const layersOf = side.layers ?? of("layers");
   const nodes = all([side.prefix, side.suffix, ...layersOf, ...of("own"), ...of("correction")]);
-  const counts = [[nodes, "node"], [hit(layersOf), "layer"], [hit(of("units")), "unit"], [hit(of("correction")), "correction"]];
-  return counts.filter(([n]) => n > 0).map(([n, what]) => plural(n, what)).join(" · ");
+  const counts = [[nodes, "node"], [hit(layersOf), "layer"], [hit(of("units")), "unit"], [hit(of("correction")), "correction"], [(side.lanes ?? []).filter(Boolean).length, "line beside the chain", "lines beside the chain"]];
+  return counts.filter(([n]) => n > 0).map(([n, what, many]) => n > 1 && many ? `${n} ${many}` : plural(n, what)).join(" · ");
 }
 function mark() {
   const searching = words.length > 0;
@@ -241,7 +241,9 @@ function results() {
   };
   const end = (put, which, label, detail, { [which]: at }) => put(at, () => group(label, at.nodes, button(`Open ${label}`, which, () => endPanel(which, label, detail))));
   const layer = (put, l, at, key) => put(at, () => group(`layer ${l}`, at.nodes, button(`Open layer ${l}`, `${key}:${l}`, () => layerPanel(l))));
+  const beside = lanes.flatMap((lane, i) => now.first.lanes[i] ? button(`Open ${laneTitle(lane)}`, `lane:${i}`, () => lanePanel(lane)) : []);
   const before = list((put) => {
+    put({ hit: beside.length > 0, nodes: [] }, () => group("beside the chain", [], beside));
     end(put, "prefix", "before the chain", prefix, now.first);
     now.first.layers.forEach((at, l) => layer(put, l, at, "layer"));
     end(put, "suffix", "behind the chain", suffix, now.first);
@@ -249,18 +251,18 @@ function results() {
   const { first, second } = now;
   const same = [];
   const behind = second && list((put) => {
-    // What stays as it is stands in the first list.
-    const unless = (p, at, then) => { if (!p.same) then(); else if (at.hit) same.push(at); };
-    unless(rewritten.prefix, second.prefix, () => end(put, "prefix", "before the chain", prefix, second));
+    // What stays as it is stands in the first list, unless it is found by what the plan makes of it alone.
+    const unless = (p, at, there, then) => { if (!p.same || (at.hit && !there.hit)) then(); else if (at.hit) same.push(at); };
+    unless(rewritten.prefix, second.prefix, now.first.prefix, () => end(put, "prefix", "before the chain", prefix, second));
     second.segments.forEach(({ own, layers: stay, units, correction }, s) => {
       const { first, parallel } = shown[s];
-      stay.forEach((at, i) => unless(rewritten.segments[s].layers[i], at, () => layer(put, first + i, at, "same")));
+      stay.forEach((at, i) => unless(rewritten.segments[s].layers[i], at, now.first.layers[first + i], () => layer(put, first + i, at, "same")));
       if (!parallel) return;
       const links = units.flatMap((unit, u) => unit.hit ? button(`Open unit ${u + 1}`, `unit:${s}:${u}`, () => unitPanel(s, u)) : []);
       put({ nodes: own.nodes, hit: links.length > 0 }, () => group(`segment ${s + 1}: ${parallel.text}`, own.nodes, links));
       put(correction, () => group(`correction of segment ${s + 1}`, correction.nodes, parallel.units > 1 ? button("Open correction", `correction:${s}`, () => correctionPanel(s)) : ""));
     });
-    unless(rewritten.suffix, second.suffix, () => end(put, "suffix", "behind the chain", suffix, second));
+    unless(rewritten.suffix, second.suffix, now.first.suffix, () => end(put, "suffix", "behind the chain", suffix, second));
   });
   const asIs = same.length ? el("p", { class: "note" }, `${all(same) ? plural(all(same), "node") : "found"} as in the original`) : "";
   opener = null;

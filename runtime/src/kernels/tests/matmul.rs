@@ -529,3 +529,66 @@ fn cooperative_matrices_keep_rows_of_any_size() {
         }
     }
 }
+
+#[test]
+fn rows_of_next_to_nothing_are_normalised() {
+    let Some(gpu) = gpu() else { return };
+    let (m, k, n) = (24u32, 40u32, 20u32);
+    let (a, out, factor) =
+        (dense(&[m, k], Scalar::F32), dense(&[m, n], Scalar::F32), dense(&[k], Scalar::F32));
+    let b = dense(&[k, n], Scalar::F16);
+    let mut random = Random::new(11);
+    let w: Vec<f32> =
+        random.floats((k * n) as usize).iter().map(|v| half::f16::from_f32(*v).to_f32()).collect();
+    let drawn = random.floats((m * k) as usize);
+    // Zeros, constants, and rows of 1e-36 to 1e2.
+    let x: Vec<f32> = (0..m * k)
+        .map(|i| match i / k {
+            0 => 0.0,
+            1 => 0.25,
+            row => (f64::from(drawn[i as usize]) * 10f64.powi(2 * row as i32 - 40)) as f32,
+        })
+        .collect();
+    let plain: Vec<f32> = random.floats(k as usize);
+    for (kind, factors) in [
+        (NormKind::Rms, None),
+        (NormKind::Rms, Some(&plain)),
+        (NormKind::Rms, Some(&vec![0.0; k as usize])),
+        (NormKind::Layer, None),
+        (NormKind::Layer, Some(&plain)),
+    ] {
+        let norm = RowNorm { kind, epsilon: 1e-6, scale: factors.map(|_| &factor), bias: None };
+        let parts = vec![Part::new(&b, &out)];
+        let spec = Matmul { a: &a, norm: Some(norm), parts, gated: false, contract: 0, accumulate: false };
+        let of = |factors: Option<&Vec<f32>>, p: usize| factors.map_or(1.0, |f| f64::from(f[p]));
+        // Each with the size of its summands.
+        let expected: Vec<(f64, f64)> = (0..m * n)
+            .map(|at| {
+                let row = &x[(at / n * k) as usize..][..k as usize];
+                let each = row.iter().map(|v| f64::from(*v));
+                let mean =
+                    if kind == NormKind::Layer { each.clone().sum::<f64>() / f64::from(k) } else { 0.0 };
+                let square = each.clone().map(|v| (v - mean).powi(2)).sum::<f64>() / f64::from(k);
+                let root = 1.0 / (square + 1e-6).sqrt();
+                each.enumerate().fold((0.0, 0.0), |(sum, size), (p, v)| {
+                    let factor = root * of(factors, p) * f64::from(w[p * n as usize + (at % n) as usize]);
+                    (sum + (v - mean) * factor, size + (v.abs() + mean.abs()) * factor.abs())
+                })
+            })
+            .collect();
+        let mut devices = vec![(MatmulVariant::Tiled, hardware())];
+        devices.extend(cooperative().map(|l| (MatmulVariant::Cooperative, l)));
+        for (variant, limits) in devices {
+            let launch = spec.launch_as(variant, &limits).unwrap();
+            let (x, w, f) = (bits(&x), halves(&w), factors.map(|f| bits(f)));
+            let reads: Vec<&[u32]> =
+                [Some(&x), f.as_ref(), Some(&w)].into_iter().flatten().map(Vec::as_slice).collect();
+            let got = f32s(&gpu.run_one(&launch, &reads, (m * n) as usize));
+            for (i, (actual, (expected, size))) in got.iter().zip(&expected).enumerate() {
+                let off = (f64::from(*actual) - expected).abs();
+                // Denormal products may be lost before the root, of 1e3, is taken.
+                assert!(off <= 1e-6 * size + 1e-34, "{variant:?} {kind:?} {i}: {actual}, {expected}");
+            }
+        }
+    }
+}
