@@ -39,6 +39,22 @@ var<workgroup> lanes: array<vec2<f32>, 256>;
 
 fn is_nan(v: f32) -> bool { return (bitcast<u32>(v) & 0x7fffffffu) > 0x7f800000u; }
 
+// The first twelve bits of a number.
+fn upper(x: f32) -> f32 { return bitcast<f32>(bitcast<u32>(x) & 0xfffff000u); }
+
+// The nearest number to a quotient, be the driver's own not: an element between two integers would get the other one.
+// What the quotient leaves of a is taken from the product of halves, which no rounding touches.
+fn divide(a: f32, b: f32) -> f32 {
+    let q = a / b;
+    // Infinities and NaN.
+    if (!(abs(q) < 1e38)) { return q; }
+    let qh = upper(q);
+    let bh = upper(b);
+    let ql = q - qh;
+    let bl = b - bh;
+    return q + ((((a - qh * bh) - qh * bl) - ql * bh) - ql * bl) / b;
+}
+
 // First elements of a row: x, integers, scale, zero point.
 fn starts(row: u32) -> vec4<u32> {
     var at = p.offsets;
@@ -90,9 +106,9 @@ fn find(start: u32, first: u32, end: u32, l: u32) -> vec2<f32> {
 
 // Quantises the elements from `first` on up to `end`; the first part's first lane writes scale and zero point.
 fn quantize(start: vec4<u32>, first: u32, end: u32, l: u32, bounds: vec2<f32>) {
-    let range = (bounds.y - bounds.x) / 255.0;
+    let range = divide(bounds.y - bounds.x, 255.0);
     let step = select(range, 1.0, range == 0.0);
-    let point = 0.0 - bounds.x / step;
+    let point = 0.0 - divide(bounds.x, step);
     var zero = 0;
     if (!is_nan(point)) { zero = i32(round(clamp(point, 0.0, 255.0))); }
     if (first == 0u && l == 0u) {
@@ -101,7 +117,7 @@ fn quantize(start: vec4<u32>, first: u32, end: u32, l: u32, bounds: vec2<f32>) {
     }
     for (var i = first + l; i < end; i += WG) {
         let at = behind(i);
-        let steps = round(x[start.x + at.x] / step);
+        let steps = round(divide(x[start.x + at.x], step));
         // What is infinite saturates, and what is no number is none.
         var y = zero;
         if (!is_nan(steps)) { y += i32(clamp(steps, -256.0, 256.0)); }
