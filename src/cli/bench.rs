@@ -50,7 +50,7 @@ pub struct Bench {
     #[arg(long, value_name = "d12-w256-h4-v32768", conflicts_with = "model", value_parser = Shape::from_str)]
     shape: Option<Shape>,
     /// Write the model of --shape to a file
-    #[arg(long, value_name = "F.onnx", requires = "shape")]
+    #[arg(long, value_name = "F.onnx", requires = "shape", conflicts_with = "model")]
     save: Option<PathBuf>,
     /// A plan to time; may be given several times
     #[arg(long = "plan", value_name = "PLAN")]

@@ -245,7 +245,7 @@ impl Generate {
             tokenizer: tokenizer.as_ref(),
             stream: tokenizer.as_ref().map(|t| t.stream(&prompt)),
             stops: &self.stops,
-            ends: if self.ignore_eos { vec![] } else { end_tokens(&self.model) },
+            ends: if self.ignore_eos { vec![] } else { end_tokens(&self.model, ui) },
             silent: self.json,
             text: String::new(),
             printed: 0,
@@ -362,11 +362,18 @@ fn stepper(source: &Source, plan: &Plan, capacity: usize, ui: &Ui) -> Result<Ste
     Ok(stepper)
 }
 
-/// The tokens that end a text, by the configuration that exporters leave beside a model.
-fn end_tokens(model: &Path) -> Vec<u32> {
+/// The tokens that end a text, by the configuration that exporters leave beside a model; says which cannot be read.
+fn end_tokens(model: &Path, ui: &Ui) -> Vec<u32> {
     for name in ["generation_config.json", "genai_config.json", "config.json"] {
-        let Ok(text) = std::fs::read_to_string(model.with_file_name(name)) else { continue };
-        let Ok(config) = serde_json::from_str::<Value>(&text) else { continue };
+        let path = model.with_file_name(name);
+        let Ok(text) = std::fs::read_to_string(&path) else { continue };
+        let config = match serde_json::from_str::<Value>(&text) {
+            Ok(config) => config,
+            Err(error) => {
+                ui.warn(&format!("'{}' is no JSON, and ends no text: {error}", path.display()));
+                continue;
+            }
+        };
         let found = config.get("eos_token_id").or_else(|| config.get("model")?.get("eos_token_id"));
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let ids = match found {

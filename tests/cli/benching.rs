@@ -69,6 +69,7 @@ fn what_cannot_be_timed_says_why() {
         snlp(&[&["bench", &model][..], args].concat()).code(3).says(&[part, "help:"]);
     }
     snlp(&["bench", &model, "--past", "5", "--batch", "2"]).code(2).says(&["one sequence", "help:"]);
+    assert_eq!(snlp(&["bench", &model, "--save", "never.onnx"]).code, 2, "a model is there already");
     for shape in ["d4", "d4-w30-h4", "d4-w32-q7", "d99999999999-w32"] {
         assert_eq!(snlp(&["bench", "--shape", shape]).code, 2, "{shape}");
     }

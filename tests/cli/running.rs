@@ -322,6 +322,21 @@ fn eval_compares_with_the_sequential_model() {
 }
 
 #[test]
+fn a_configuration_that_cannot_be_read_is_told() {
+    let Some(backend) = backends().first().copied() else { return };
+    let folder = Folder::new();
+    let model = folder.text("model.onnx");
+    std::fs::copy(fixture("nano/model.onnx"), &model).expect("copied");
+    let args = ["generate", &model, "--prompt-ids", "65", "-n", "3", "--backend", backend];
+    let plain = snlp(&args).code(0);
+    assert!(!plain.stderr.contains("JSON"), "{}", plain.stderr);
+    std::fs::write(folder.path("generation_config.json"), "{bad").expect("written");
+    let told = snlp(&args).code(0);
+    assert!(told.stderr.contains("generation_config.json' is no JSON"), "{}", told.stderr);
+    assert_eq!(told.stdout, plain.stdout);
+}
+
+#[test]
 fn texts_may_end_where_the_positions_do() {
     let Some(backend) = backends().first().copied() else { return };
     let model = fixture("nano/model.onnx");
