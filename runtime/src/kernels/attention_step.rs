@@ -9,7 +9,7 @@
 use snlp_passes::ir::{Attention as Attributes, Rotary, RotaryTable};
 
 use super::heads::{norm_code, table_shape};
-use super::layout::{Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
+use super::layout::{BUSY, Space, Words, broadcast, constant, count, exactly, expect, grid, touched};
 use super::{
     HeadNorm, KernelError, Launch, Limits, MAX_HEAD, NormKind, Operand, PipelineKey, Roles, Scalar, View,
 };
@@ -21,8 +21,6 @@ const MAX_BATCH: usize = 3;
 pub const MAX_STEP: u32 = 8;
 /// From this many rows of the caches on, workgroups are as large as is common.
 const MANY_KEYS: u32 = 512;
-/// So many workgroups keep a large GPU busy.
-const BUSY: u32 = 256;
 /// Fewer rows of the caches are no share of their own.
 const SHARE: u32 = 512;
 /// Invocations that make a row ready together.
@@ -153,16 +151,15 @@ impl AttentionStep<'_> {
     /// Workgroups to a query.
     fn share_count(&self, sizes: &Sizes) -> Result<u32, KernelError> {
         let Some(Operand { view, scalar }) = self.shares else { return Ok(1) };
-        let (out, fits) = match view.shape[..] {
-            [ref rows @ .., n, wide] => {
-                let [outer @ .., _] = &self.out.view.shape[..] else { return Ok(1) };
-                (n, rows == outer && wide == sizes.e + 2 && n > 0)
-            }
-            _ => (0, false),
-        };
         count(KERNEL, &view.shape)?;
-        if fits && view.is_dense() && view.offset == 0 && *scalar == Scalar::F32 {
-            return Ok(out);
+        let whole = view.is_dense() && view.offset == 0 && *scalar == Scalar::F32;
+        if let ([rows @ .., n, wide], [outer @ .., _]) = (&view.shape[..], &self.out.view.shape[..])
+            && whole
+            && rows == outer
+            && *wide == sizes.e + 2
+            && *n > 0
+        {
+            return Ok(*n);
         }
         let reason = format!("shares {view:?} of {:?}", self.out.view);
         Err(KernelError::Unsupported { kernel: KERNEL, reason })

@@ -59,6 +59,9 @@ impl Space {
     }
 }
 
+/// So many workgroups keep a large GPU busy.
+pub(super) const BUSY: u32 = 256;
+
 /// Most elements of an operand: loops over them end though they step beyond, by a workgroup at most.
 pub const MAX_ELEMENTS: u32 = u32::MAX - 1024;
 

@@ -12,7 +12,7 @@
 //! Bindings, those that are there: `a`, the norm's scale and bias; then of each part `b`, `scale`, `zero`, `bias`,
 //! `residual`; then the results.
 
-use super::layout::{Space, Words, broadcast, constant, count, expect, grid, touched};
+use super::layout::{BUSY, Space, Words, broadcast, constant, count, expect, grid, touched};
 use super::norm::NormKind;
 use super::{KernelError, Launch, Limits, Operand, PipelineKey, Roles, Scalar};
 
@@ -36,8 +36,6 @@ pub(super) const COOPERATIVE_8: [(&str, &str); 3] =
     [("Left", "coop_mat8x8<f16, A>"), ("Right", "coop_mat8x8<f16, B>"), ("Sums", "coop_mat8x8<f32, C>")];
 /// Subgroups of a workgroup with cooperative matrices.
 const COOPERATING: u32 = 4;
-/// So many workgroups keep a large GPU busy.
-const BUSY: u64 = 256;
 
 /// What the integers of a quantised operand stand for: `(b - zero) · scale`.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +139,7 @@ pub enum Variant {
 /// Whether the kernel suits cooperative matrices of `side` rows and columns in subgroups of `lanes`: a workgroup's
 /// invocations have sixteen elements of each slice of the left operand.
 pub fn cooperates(side: u32, lanes: u32) -> bool {
-    side > 0 && COOPERATING * side * 2 * side == 16 * COOPERATING * lanes
+    side > 0 && 2 * side * side == 16 * lanes
 }
 
 impl Variant {
@@ -296,7 +294,7 @@ impl Matmul<'_> {
         // Columns of the result that four sums make.
         let width = if self.gated { 2 } else { 4 };
         let wide: u64 = n.iter().map(|n| u64::from(*n)).sum::<u64>() * batches;
-        let fours = [8, 4].into_iter().find(|f| wide >= BUSY * u64::from(f * 4)).unwrap_or(2);
+        let fours = [8, 4].into_iter().find(|f| wide >= u64::from(BUSY * f * 4)).unwrap_or(2);
         let (entry, workgroup, rows, columns) = match variant {
             Variant::Subgroup => ("subgroup", LANES, if *m > MANY_ROWS { 32 } else { 16 }, width * LANES),
             // Few rows leave registers for nothing else; more rows reuse each element of b.

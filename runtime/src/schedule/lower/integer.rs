@@ -53,13 +53,8 @@ impl Lowering<'_> {
         let out = scaled.outputs[0];
         let scale = match [scaled.input(0)?, scaled.input(1)?] {
             [a, b] if a == b => return None,
-            [a, b] => {
-                if a == floats {
-                    b
-                } else {
-                    a
-                }
-            }
+            [a, b] if a == floats => b,
+            [a, _] => a,
         };
         if self.dtype(scale) != DType::F32 || self.graph.shape(out) != self.graph.shape(sum) {
             return None;
